@@ -1,0 +1,3 @@
+//! mount.smpfs
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! umount.smpfs
+
+fn main() {}

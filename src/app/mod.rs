@@ -1,0 +1,1 @@
+//! Subcommands: what the command line does.

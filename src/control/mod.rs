@@ -1,0 +1,1 @@
+//! The .smpfs tree in front of the filesystem.

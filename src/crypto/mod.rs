@@ -1,0 +1,1 @@
+//! AEAD, key derivation, secret memory.

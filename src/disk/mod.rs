@@ -1,0 +1,1 @@
+//! Local files behind a trait.

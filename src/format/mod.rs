@@ -1,0 +1,1 @@
+//! Every byte that is written to a bucket or a local sealed file (pure, no IO).

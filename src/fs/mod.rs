@@ -1,0 +1,1 @@
+//! Fs: the filesystem, joining tree, read and write.

@@ -1,0 +1,1 @@
+//! Volume keys: init, unlock, pins.

@@ -1,0 +1,3 @@
+//! The `smpfs` binary.
+
+fn main() {}

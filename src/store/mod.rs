@@ -1,0 +1,176 @@
+//! Buckets: the trait that every backend answers, and the plain types around it.
+//!
+//! A store moves opaque bytes. It knows nothing of encryption, names or versions. Backends are one file or folder each;
+//! retry, time limits, bandwidth limits, metering and faults are decorators ([`layers`]). Every backend passes the one
+//! contract suite (`contract`, compiled for tests).
+
+use crate::error::{Kind, Result};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::ops::Range;
+
+/// An object's key inside the volume's prefix: `/`-separated, no leading slash, any UTF-8 (a backend escapes what it must).
+pub type Key = str;
+
+/// A version tag as the store gives it: opaque, compared for equality only.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ETag(pub String);
+
+/// What a store says of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// Length in bytes of the whole object.
+    pub len: u64,
+    /// Version tag.
+    pub etag: ETag,
+}
+
+/// Which bytes of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// All of it. Refused with `TooLarge` when longer than the given limit.
+    Whole {
+        /// Limit in bytes.
+        max: u64,
+    },
+    /// `start..end`; fewer bytes come back when the object ends before `end`.
+    Range(Range<u64>),
+    /// The last `n` bytes, or all when it is shorter.
+    Last(u64),
+}
+
+/// What a write demands of the object that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cond {
+    /// Nothing.
+    Any,
+    /// No object of that key exists.
+    Absent,
+    /// The object there has this tag.
+    Match(ETag),
+}
+
+/// Bytes that came back, and the version they belong to.
+#[derive(Clone, Debug)]
+pub struct Got {
+    /// The bytes asked for.
+    pub bytes: Bytes,
+    /// Offset of the first of them in the object.
+    pub start: u64,
+    /// The object they are part of.
+    pub meta: Meta,
+}
+
+/// One line of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Key.
+    pub key: String,
+    /// Length and tag.
+    pub meta: Meta,
+}
+
+/// A page of a listing, in ascending byte order of keys.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// Objects.
+    pub items: Vec<Listed>,
+    /// Give this to the next call; `None` at the end.
+    pub next: Option<String>,
+}
+
+/// A multipart upload under way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UploadId(pub String);
+
+/// Where a part lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PartAt {
+    /// 1-based part number; parts are put together in this order.
+    pub number: u32,
+    /// Offset of the part's first byte in the finished object (known to the caller; lets a file store write in place).
+    pub offset: u64,
+}
+
+/// A part that the store holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Where it lies.
+    pub at: PartAt,
+    /// Its length.
+    pub len: u64,
+    /// The store's tag, needed to complete.
+    pub tag: String,
+}
+
+/// What a store can do; found out by asking or by probing, never assumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capability {
+    /// Conditional create: `Cond::Absent` is honoured, also under a race.
+    pub put_if_absent: bool,
+    /// Compare-and-swap: `Cond::Match` is honoured, also under a race.
+    pub put_if_match: bool,
+    /// The same conditions on completing a multipart upload.
+    pub complete_if: bool,
+    /// `part_copy` works inside the store, without moving bytes through this machine.
+    pub part_copy: bool,
+    /// `copy` works inside the store.
+    pub copy: bool,
+    /// Multipart uploads exist.
+    pub multipart: bool,
+    /// Smallest part but the last, bytes.
+    pub min_part: u64,
+    /// Largest part, bytes.
+    pub max_part: u64,
+    /// Most parts of an upload.
+    pub max_parts: u32,
+    /// Largest object a single `put` takes, bytes.
+    pub max_put: u64,
+}
+
+/// A bucket. Errors: `NotFound`, `Stale` (a condition failed), `Denied`, `Unavailable` (temporary), `NoSpace`, `TooLarge`,
+/// `Unsupported`, `Invalid`, `Corrupt` (the transfer's checksum failed).
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// A URL for people: no credentials in it.
+    fn url(&self) -> String;
+    /// What it can do.
+    fn caps(&self) -> Capability;
+    /// Reads bytes. With `only`, fails with `Stale` when the object's tag differs.
+    async fn get(&self, key: &Key, span: Span, only: Option<&ETag>) -> Result<Got>;
+    /// Length and tag.
+    async fn head(&self, key: &Key) -> Result<Meta>;
+    /// Writes an object whole and atomically: a reader sees all of it or the one before. `body` pieces are joined in order.
+    async fn put(&self, key: &Key, body: Vec<Bytes>, cond: Cond) -> Result<Meta>;
+    /// Deletes; an absent object is no error.
+    async fn delete(&self, key: &Key) -> Result<()>;
+    /// Copies inside the store, atomically. `Stale` when the source has another tag.
+    async fn copy(&self, from: &Key, only: &ETag, to: &Key, cond: Cond) -> Result<Meta>;
+    /// Objects whose key begins with `prefix`, `limit` at most (a store may return fewer).
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page>;
+    /// Begins a multipart upload.
+    async fn upload_start(&self, key: &Key) -> Result<UploadId>;
+    /// Uploads a part; the same number again replaces it.
+    async fn upload_part(&self, key: &Key, id: &UploadId, at: PartAt, body: Vec<Bytes>) -> Result<Part>;
+    /// Makes a part from bytes of an object that the store has already. `Stale` when the source has another tag.
+    async fn upload_part_copy(
+        &self,
+        key: &Key,
+        id: &UploadId,
+        at: PartAt,
+        from: &Key,
+        only: &ETag,
+        range: Range<u64>,
+    ) -> Result<Part>;
+    /// Puts the parts together, atomically. After an error the upload may exist or not: ask with `head`.
+    async fn upload_complete(&self, key: &Key, id: &UploadId, parts: &[Part], cond: Cond) -> Result<Meta>;
+    /// Drops an upload and its parts; an unknown one is no error.
+    async fn upload_abort(&self, key: &Key, id: &UploadId) -> Result<()>;
+    /// Uploads under way below a prefix: key and id.
+    async fn uploads(&self, prefix: &str) -> Result<Vec<(String, UploadId)>>;
+}
+
+/// Whether trying again may help.
+pub fn temporary(kind: Kind) -> bool {
+    matches!(kind, Kind::Unavailable | Kind::Interrupted)
+}

@@ -1,0 +1,77 @@
+//! Identifiers and plain values that every layer shares.
+
+use std::fmt;
+
+/// Bytes of plaintext in a chunk at the default geometry: the unit of encryption.
+pub const CHUNK_SIZE: usize = 1 << 16;
+/// Longest file name in bytes, as POSIX's NAME_MAX on Linux.
+pub const NAME_MAX: usize = 255;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $len:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub [u8; $len]);
+
+        impl $name {
+            /// Lower-case hexadecimal.
+            pub fn hex(&self) -> String {
+                data_encoding::HEXLOWER.encode(&self.0)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&data_encoding::HEXLOWER.encode(&self.0[..4]))
+            }
+        }
+    };
+}
+
+id!(
+    /// A volume: 16 random bytes, chosen at `init`.
+    VolumeId, 16
+);
+id!(
+    /// A directory: 16 random bytes, chosen at `mkdir`.
+    DirId, 16
+);
+id!(
+    /// A file: 32 random bytes, chosen at creation and kept for life.
+    FileId, 32
+);
+id!(
+    /// SHA-256 of something: a trailer, an index object, a config.
+    Hash, 32
+);
+
+impl Hash {
+    /// "Nothing before this": the previous hash of a first version.
+    pub const ZERO: Hash = Hash([0; 32]);
+}
+
+/// How object names are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Contents sealed, an object's key is its path.
+    Standard,
+    /// Names and structure hidden as well: the default.
+    ZeroKnowledge,
+}
+
+/// The AEAD that seals chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suite {
+    /// Suite 1: AES-256-GCM.
+    Aes256Gcm,
+    /// Suite 2: ChaCha20-Poly1305.
+    ChaCha20Poly1305,
+}
+
+/// Seconds and nanoseconds since 1970-01-01 UTC; seconds may be negative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time {
+    /// Seconds.
+    pub sec: i64,
+    /// Nanoseconds, below 1 000 000 000.
+    pub nsec: u32,
+}
