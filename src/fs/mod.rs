@@ -1,1 +1,3 @@
 //! Fs: the filesystem, joining tree, read and write.
+
+pub mod status;

@@ -1,0 +1,150 @@
+//! What a mount says of itself: the plain struct behind `.smpfs/status`, `smpfs status` and the watchdog.
+//!
+//! It holds counts, sizes and states, never a key; the one path in it is the mount point, which the user chose.
+
+use serde::{Deserialize, Serialize};
+
+/// How a mount is doing, in one word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// Everything answers.
+    #[default]
+    Ok,
+    /// It serves, with errors that somebody should look at (failed uploads, quarantined objects).
+    Degraded,
+    /// The store does not answer; cached data is still readable.
+    Offline,
+    /// Unmounted from the directory tree, uploading what is left.
+    Draining,
+}
+
+impl Health {
+    /// The word as it is printed.
+    pub fn word(self) -> &'static str {
+        match self {
+            Health::Ok => "ok",
+            Health::Degraded => "degraded",
+            Health::Offline => "offline",
+            Health::Draining => "draining",
+        }
+    }
+}
+
+/// Data that has been acknowledged to programs but is not in the bucket yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pending {
+    /// Files with something to upload.
+    pub files: u64,
+    /// Bytes of plaintext still to upload.
+    pub bytes: u64,
+    /// Bytes of plaintext uploaded since the mount began: with `bytes` it makes a progress bar.
+    pub sent_bytes: u64,
+}
+
+impl Pending {
+    /// Whether everything is in the bucket.
+    pub fn is_empty(&self) -> bool {
+        self.files == 0 && self.bytes == 0
+    }
+}
+
+/// A cache and how full it is. Bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Fill {
+    /// In use.
+    pub used: u64,
+    /// Limit; 0 when it is switched off.
+    pub limit: u64,
+}
+
+/// Traffic since the mount began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Traffic {
+    /// Requests sent to the store.
+    pub requests: u64,
+    /// Requests that were tried again.
+    pub retries: u64,
+    /// Bytes received from the store.
+    pub bytes_down: u64,
+    /// Bytes sent to the store.
+    pub bytes_up: u64,
+    /// Chunks answered from a cache.
+    pub cache_hits: u64,
+    /// Chunks fetched.
+    pub cache_misses: u64,
+}
+
+/// Errors since the mount began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Trouble {
+    /// Operations that ended with an error of the store.
+    pub store_errors: u64,
+    /// Verifications that failed.
+    pub corrupt: u64,
+    /// Objects in the quarantine.
+    pub quarantined: u64,
+    /// Panics caught in an operation.
+    pub panics: u64,
+    /// The last error, as a sentence without file names.
+    pub last_error: Option<String>,
+    /// When it happened, seconds since 1970 UTC.
+    pub last_error_time: Option<i64>,
+}
+
+/// A mount's own account of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Version of smpfs that serves it.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Volume id, hexadecimal.
+    pub volume_id: String,
+    /// The volume's name, when it has one.
+    pub volume_name: String,
+    /// `zero-knowledge` or `standard`.
+    pub mode: String,
+    /// The store's URL, without credentials.
+    pub store: String,
+    /// Where it is mounted.
+    pub mount_point: String,
+    /// Whether it refuses changes.
+    pub read_only: bool,
+    /// Seconds since the mount began to serve.
+    pub uptime_s: u64,
+    /// In one word.
+    pub health: Health,
+    /// What is not in the bucket yet.
+    pub pending: Pending,
+    /// Verified plaintext in memory.
+    pub memory: Fill,
+    /// Sealed chunks on disk.
+    pub disk_cache: Fill,
+    /// Sealed dirty data on disk.
+    pub spool: Fill,
+    /// Open files.
+    pub open_files: u64,
+    /// Requests and bytes.
+    pub traffic: Traffic,
+    /// Errors.
+    pub trouble: Trouble,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_daemon_may_leave_fields_out() {
+        let s: Status = serde_json::from_str(r#"{"version":"0.1.0","health":"draining","pending":{"files":2}}"#).unwrap();
+        assert_eq!((s.health, s.pending.files, s.pending.bytes), (Health::Draining, 2, 0));
+        assert!(!s.pending.is_empty());
+        assert_eq!(s.health.word(), serde_json::to_value(s.health).unwrap().as_str().unwrap());
+    }
+}
