@@ -160,6 +160,18 @@ impl Error {
         &self.message
     }
 
+    /// The cause of type `T`, where one is attached: `format` attaches the class of a failed verification.
+    pub fn cause<T: std::error::Error + 'static>(&self) -> Option<&T> {
+        let mut source = self.source.as_ref().map(|s| s.as_ref() as &(dyn std::error::Error + 'static));
+        while let Some(s) = source {
+            if let Some(found) = s.downcast_ref() {
+                return Some(found);
+            }
+            source = s.source();
+        }
+        None
+    }
+
     /// A copy without the source (for errors that are kept and reported later).
     pub fn duplicate(&self) -> Self {
         Error { kind: self.kind, message: Cow::Owned(self.to_string()), source: None }
