@@ -1,15 +1,21 @@
 //! POSIX operations without the kernel: the trait that `fs::Fs`, the control overlay and the reference model answer.
 //!
 //! Nothing here knows FUSE. A request carries who asks ([`Caller`]); an answer is plain data or an [`Error`](crate::error::Error)
-//! whose kind maps to an errno in one place.
+//! whose kind maps to an errno in one place. What the kernel should forget goes the other way, through [`Invalidations`].
+
+mod invalidate;
+
+pub use invalidate::{Invalidate, Invalidations, MAX_INVALIDATIONS};
 
 use crate::error::Result;
 use crate::types::Time;
 use async_trait::async_trait;
 use bytes::Bytes;
+use std::sync::Arc;
 use std::time::Duration;
 
-/// An inode number. 1 is the root.
+/// An inode number. 1 is the root. Numbers are never reused while a mount lives; those with the top bit set belong to the
+/// control tree.
 pub type Ino = u64;
 /// The root directory.
 pub const ROOT: Ino = 1;
@@ -128,6 +134,8 @@ pub struct DirEntry {
     pub name: Vec<u8>,
     /// Attributes (`ino` and `kind` at least; all of them when asked with `plus`).
     pub attr: Attr,
+    /// With `plus`: how long name and attributes may be cached by the kernel.
+    pub ttl: Duration,
     /// Offset of the entry after this one: give it to `readdir` to go on.
     pub next: u64,
 }
@@ -164,8 +172,14 @@ pub struct NewNode {
 
 /// What the kernel asks of a filesystem. Permission checks are the kernel's (`default_permissions`).
 ///
+/// The kernel checks much before it asks (that a name is no directory before `unlink`, that a rename makes no cycle), yet an
+/// implementation checks again: the kernel's picture may be stale, and tests come without a kernel. Symbolic links are followed
+/// by the kernel, never here. Every call must end by itself: whoever serves the mount answers a request that takes too long with
+/// EIO, and the call goes on to its end without anybody waiting (it is not cancelled).
+///
 /// The lookup count rule: every successful `lookup`, `mknod`, `mkdir`, `symlink`, `create`, `link` and every entry returned by
-/// `readdir` with `plus` (but `.` and `..`) raises the inode's count by one; `forget` lowers it.
+/// `readdir` with `plus` (but `.` and `..`) raises the inode's count by one; `forget` lowers it. An entry that was returned and
+/// could not be delivered is forgotten by the caller at once.
 /// `*_now` methods never wait: they answer from memory or return `None`, and the caller then takes the async method.
 #[async_trait]
 pub trait Ops: Send + Sync + 'static {
@@ -201,9 +215,11 @@ pub trait Ops: Send + Sync + 'static {
     async fn rename(&self, who: Caller, parent: Ino, name: &[u8], newparent: Ino, newname: &[u8], flags: u32) -> Result<()>;
     /// Makes a hard link.
     async fn link(&self, who: Caller, ino: Ino, newparent: Ino, newname: &[u8]) -> Result<Found>;
-    /// Opens a file. `flags` are open(2)'s.
+    /// Opens a file. `flags` are open(2)'s, without `O_CREAT`, `O_EXCL` and `O_TRUNC`: a truncation arrives as a
+    /// [`Ops::setattr`] of size 0 afterwards.
     async fn open(&self, who: Caller, ino: Ino, flags: i32) -> Result<Opened>;
-    /// Creates and opens a file in one step.
+    /// Creates and opens a file in one step. Where the name exists already (another machine was faster) and `flags` hold no
+    /// `O_EXCL`, it is opened as it is, truncated with `O_TRUNC`; with `O_EXCL` the answer is `Exists`.
     async fn create(&self, who: Caller, parent: Ino, name: &[u8], perm: u16, flags: i32) -> Result<(Found, Opened)>;
     /// Reads up to `size` bytes at `offset`; fewer only at the end of the file.
     async fn read(&self, who: Caller, ino: Ino, fh: u64, offset: u64, size: u32) -> Result<Bytes>;
@@ -232,6 +248,11 @@ pub trait Ops: Send + Sync + 'static {
     fn statfs(&self) -> StatFs;
     /// Reads an extended attribute.
     async fn getxattr(&self, who: Caller, ino: Ino, name: &[u8]) -> Result<Vec<u8>>;
+    /// [`Ops::getxattr`] answered from memory, or `None`. The kernel asks for `security.capability` before every write, so this
+    /// is worth having.
+    fn getxattr_now(&self, _who: Caller, _ino: Ino, _name: &[u8]) -> Option<Result<Vec<u8>>> {
+        None
+    }
     /// Sets an extended attribute. `flags`: 0, XATTR_CREATE or XATTR_REPLACE.
     async fn setxattr(&self, who: Caller, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<()>;
     /// Names of extended attributes.
@@ -242,13 +263,12 @@ pub trait Ops: Send + Sync + 'static {
     async fn fallocate(&self, who: Caller, ino: Ino, fh: u64, offset: u64, len: u64, mode: i32) -> Result<()>;
     /// SEEK_DATA and SEEK_HOLE.
     async fn lseek(&self, who: Caller, ino: Ino, fh: u64, offset: i64, whence: i32) -> Result<i64>;
-}
-
-/// Something the kernel should forget, sent by an [`Ops`] to whoever serves the mount (never from within a request's own locks).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Invalidate {
-    /// Pages and attributes of an inode.
-    Inode(Ino),
-    /// A name in a directory.
-    Entry(Ino, Vec<u8>),
+    /// The queue by which this filesystem tells the kernel what to forget; `None` when it never has to.
+    fn invalidations(&self) -> Option<Arc<Invalidations>> {
+        None
+    }
+    /// The inodes the kernel may hold pages of (lookup count above zero), for [`Invalidate::All`].
+    fn inodes(&self) -> Vec<Ino> {
+        Vec::new()
+    }
 }
