@@ -1,1 +1,3 @@
 //! Volume keys: init, unlock, pins.
+
+pub mod known;

@@ -1,0 +1,549 @@
+//! Known generations: what this machine has seen of every index object, so that the past cannot be served again as the present.
+//!
+//! The bucket is signed throughout, but an old signed object is as well signed as a new one. Only memory tells them apart:
+//! [`Known`] holds generation and hash of each index object that was accepted or written here, and judges what a store
+//! returns ([`Known::check`]). What it learns reaches the disk as records of a sealed log (`docs/FORMAT.md` 8, kind 3)
+//! through the small trait [`KnownLog`], which whoever owns the log implements.
+//!
+//! Nothing is remembered before it is true: an object is remembered after it was read and accepted, or after a write of it
+//! was confirmed. So a crash loses knowledge and never raises a false alarm.
+//!
+//! ```text
+//!  check ──> Accept ──> remember ──> pending ──flush──> log record      (pending is bounded: a full one is flushed at once)
+//!  forget ───────────────────────────┘                    └─ the log is rewritten when it is mostly old news
+//! ```
+
+use crate::error::{Kind, Result, fail};
+use crate::types::Hash;
+use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
+
+/// Which index object: the 16 bytes that its key spells as 32 hex digits.
+pub type ObjectName = [u8; 16];
+
+/// Objects remembered at most. Beyond it, those not met for the longest time are forgotten: about 120 bytes each, 126 MB when full.
+pub const MAX_KNOWN: usize = 1 << 20;
+/// Changes that wait for a flush at most.
+const MAX_PENDING: usize = 4096;
+/// Bytes of one remembered object in a record: name, generation, hash.
+const SEEN_LEN: usize = 16 + 8 + 32;
+/// Objects per record of a rewritten log: far below the 1 MiB that a record may hold.
+const PER_RECORD: usize = 4096;
+/// A log is rewritten when it holds this many times more objects than are alive.
+const REWRITE_FACTOR: usize = 4;
+/// No log with fewer objects in it than this is rewritten.
+const REWRITE_FLOOR: usize = 16_384;
+
+/// A record that says: these objects were seen.
+const TYPE_SEEN: u8 = 1;
+/// A record that says: these objects were deleted by this machine.
+const TYPE_FORGOTTEN: u8 = 2;
+
+/// Where records of known generations are kept. Calls block; one caller at a time.
+pub trait KnownLog: Send {
+    /// Adds a record of up to 1 MiB. It is durable after the next [`KnownLog::sync`].
+    fn append(&mut self, kind: u8, record: &[u8]) -> Result<()>;
+    /// Returns when every record appended is durable.
+    fn sync(&mut self) -> Result<()>;
+    /// Replaces the log: starts a new one, lets `fill` append to it, makes it durable, and only then drops the old one.
+    fn rewrite(&mut self, fill: &mut dyn FnMut(&mut dyn FnMut(u8, &[u8]) -> Result<()>) -> Result<()>) -> Result<()>;
+}
+
+/// What this machine's memory says of an index object that a store returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// New, newer, or the very same.
+    Accept,
+    /// Older than what was seen here: somebody put the past back.
+    Rollback,
+    /// The generation that was seen here, with other bytes.
+    Fork,
+}
+
+impl Verdict {
+    /// Turns everything but acceptance into `Corrupt`, with a sentence.
+    pub fn into_result(self) -> Result<()> {
+        match self {
+            Verdict::Accept => Ok(()),
+            Verdict::Rollback => fail(Kind::Corrupt, "rollback: an index object is older than the one this machine has seen"),
+            Verdict::Fork => {
+                fail(Kind::Corrupt, "fork: an index object has the generation that this machine has seen, and other contents")
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    generation: u64,
+    hash: Hash,
+}
+
+impl Seen {
+    fn judge(&self, generation: u64, hash: &Hash) -> Verdict {
+        match generation.cmp(&self.generation) {
+            std::cmp::Ordering::Less => Verdict::Rollback,
+            std::cmp::Ordering::Equal if *hash != self.hash => Verdict::Fork,
+            _ => Verdict::Accept,
+        }
+    }
+}
+
+/// Generations of index objects, as this machine knows them.
+///
+/// Lock order: `disk` before `memory`. Judging takes `memory` alone, so it never waits for the disk.
+pub struct Known {
+    memory: Mutex<Memory>,
+    disk: Mutex<Disk>,
+}
+
+struct Memory {
+    seen: LruCache<ObjectName, Seen>,
+    limit: usize,
+    /// Changes that no log record holds yet, in their order.
+    pending: Vec<Change>,
+    /// Whether changes are to be written at all.
+    kept: bool,
+}
+
+struct Disk {
+    /// `None`: this mount keeps no state on disk.
+    log: Option<Box<dyn KnownLog>>,
+    /// Objects named by records of the log, dead ones included.
+    logged: usize,
+    /// Changes were given up on while the disk refused: only a rewrite makes the log complete again.
+    incomplete: bool,
+}
+
+enum Change {
+    Seen(ObjectName, Seen),
+    Forgotten(ObjectName),
+}
+
+impl Known {
+    /// Nothing known, nothing kept: for a mount without local state.
+    pub fn in_memory() -> Known {
+        Known::new(Memory::new(MAX_KNOWN), None)
+    }
+
+    /// Takes up what earlier logs hold (`records`, oldest first) and goes on in `log`, which is rewritten to begin with all of
+    /// it, so that the earlier logs can be dropped once this returns.
+    ///
+    /// Fails with `Corrupt` on a record that no release of smpfs writes, and as the log fails.
+    pub fn open(log: Box<dyn KnownLog>, records: impl IntoIterator<Item = (u8, Vec<u8>)>) -> Result<Known> {
+        Known::open_with_limit(log, records, MAX_KNOWN)
+    }
+
+    fn open_with_limit(log: Box<dyn KnownLog>, records: impl IntoIterator<Item = (u8, Vec<u8>)>, limit: usize) -> Result<Known> {
+        let mut memory = Memory::new(limit);
+        for (kind, record) in records {
+            memory.replay(kind, &record)?;
+        }
+        let known = Known::new(memory, Some(log));
+        known.rewrite(&mut known.disk.lock())?;
+        Ok(known)
+    }
+
+    fn new(mut memory: Memory, log: Option<Box<dyn KnownLog>>) -> Known {
+        memory.kept = log.is_some();
+        Known { memory: Mutex::new(memory), disk: Mutex::new(Disk { log, logged: 0, incomplete: false }) }
+    }
+
+    /// Judges an index object that a store returned. Does not remember it: see [`Known::remember`].
+    pub fn check(&self, object: &ObjectName, generation: u64, hash: &Hash) -> Verdict {
+        self.memory.lock().seen.get(object).map_or(Verdict::Accept, |seen| seen.judge(generation, hash))
+    }
+
+    /// Whether this machine has seen the object and not deleted it: when it is gone from the store, that is an omission.
+    pub fn seen(&self, object: &ObjectName) -> bool {
+        self.memory.lock().seen.contains(object)
+    }
+
+    /// The generation that was seen last.
+    pub fn generation(&self, object: &ObjectName) -> Option<u64> {
+        self.memory.lock().seen.peek(object).map(|seen| seen.generation)
+    }
+
+    /// Remembers an object that was accepted, or whose write was confirmed. Never goes back to a lower generation, and never
+    /// takes other contents for the same one, whatever order threads call in.
+    ///
+    /// Writes to the log (and blocks on it) once in a few thousand calls, and fails only as the log fails; the knowledge holds
+    /// in memory all the same.
+    pub fn remember(&self, object: &ObjectName, generation: u64, hash: &Hash) -> Result<()> {
+        let mut memory = self.memory.lock();
+        if memory.seen.get(object).is_some_and(|seen| generation <= seen.generation) {
+            return Ok(());
+        }
+        let seen = Seen { generation, hash: *hash };
+        memory.put(*object, seen);
+        self.note(memory, Change::Seen(*object, seen))
+    }
+
+    /// Forgets an object that this machine itself deletes (a removed directory, a shard of an old epoch).
+    ///
+    /// Blocks and fails as [`Known::remember`] does.
+    pub fn forget(&self, object: &ObjectName) -> Result<()> {
+        let mut memory = self.memory.lock();
+        match memory.seen.pop(object) {
+            Some(_) => self.note(memory, Change::Forgotten(*object)),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes everything learnt so far durable. Blocks on the disk.
+    pub fn flush(&self) -> Result<()> {
+        let mut disk = self.disk.lock();
+        self.write_pending(&mut disk)?;
+        match &mut disk.log {
+            Some(log) => log.sync(),
+            None => Ok(()),
+        }
+    }
+
+    /// Changes that a [`Known::flush`] would write.
+    pub fn pending(&self) -> usize {
+        self.memory.lock().pending.len()
+    }
+
+    /// Objects remembered.
+    pub fn len(&self) -> usize {
+        self.memory.lock().seen.len()
+    }
+
+    /// Whether nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn note(&self, mut memory: MutexGuard<'_, Memory>, change: Change) -> Result<()> {
+        if !memory.kept {
+            return Ok(());
+        }
+        memory.pending.push(change);
+        let full = memory.pending.len() >= MAX_PENDING;
+        drop(memory);
+        if full { self.write_pending(&mut self.disk.lock()) } else { Ok(()) }
+    }
+
+    /// Moves pending changes into the log, in their order.
+    fn write_pending(&self, disk: &mut Disk) -> Result<()> {
+        let Some(log) = &mut disk.log else { return Ok(()) };
+        if disk.incomplete {
+            return self.rewrite(disk);
+        }
+        let changes = std::mem::take(&mut self.memory.lock().pending);
+        if let Err(e) = append_all(&mut **log, &changes) {
+            // Memory must not grow while a disk refuses: these changes reach the log with the rewrite that is due now.
+            disk.incomplete = true;
+            return Err(e);
+        }
+        disk.logged += changes.len();
+        if disk.logged > REWRITE_FLOOR.max(self.len() * REWRITE_FACTOR) { self.rewrite(disk) } else { Ok(()) }
+    }
+
+    /// A new log that holds what is alive, oldest first, so that a later reader ends with the same order.
+    fn rewrite(&self, disk: &mut Disk) -> Result<()> {
+        let Some(log) = &mut disk.log else { return Ok(()) };
+        let mut memory = self.memory.lock();
+        memory.pending.clear();
+        let alive: Vec<(ObjectName, Seen)> = memory.seen.iter().rev().map(|(object, seen)| (*object, *seen)).collect();
+        drop(memory);
+        disk.incomplete = true;
+        log.rewrite(&mut |append| {
+            for some in alive.chunks(PER_RECORD) {
+                let mut record = Vec::with_capacity(some.len() * SEEN_LEN);
+                some.iter().for_each(|(object, seen)| seen.encode(object, &mut record));
+                append(TYPE_SEEN, &record)?;
+            }
+            Ok(())
+        })?;
+        disk.incomplete = false;
+        disk.logged = alive.len();
+        Ok(())
+    }
+}
+
+/// Appends changes: a run of the same kind is one record.
+fn append_all(log: &mut dyn KnownLog, changes: &[Change]) -> Result<()> {
+    for run in changes.chunk_by(|a, b| a.kind() == b.kind()).flat_map(|run| run.chunks(PER_RECORD)) {
+        let mut record = Vec::with_capacity(run.len() * SEEN_LEN);
+        run.iter().for_each(|change| change.encode(&mut record));
+        log.append(run[0].kind(), &record)?;
+    }
+    Ok(())
+}
+
+impl Memory {
+    fn new(limit: usize) -> Memory {
+        Memory { seen: LruCache::unbounded(), limit, pending: Vec::new(), kept: false }
+    }
+
+    fn put(&mut self, object: ObjectName, seen: Seen) {
+        self.seen.put(object, seen);
+        while self.seen.len() > self.limit {
+            self.seen.pop_lru();
+        }
+    }
+
+    fn replay(&mut self, kind: u8, record: &[u8]) -> Result<()> {
+        let unit = match kind {
+            TYPE_SEEN => SEEN_LEN,
+            TYPE_FORGOTTEN => 16,
+            _ => return fail(Kind::Corrupt, "the log of known generations holds a record of an unknown type"),
+        };
+        if !record.len().is_multiple_of(unit) {
+            return fail(Kind::Corrupt, "the log of known generations holds a record of an impossible length");
+        }
+        for item in record.chunks_exact(unit) {
+            let Some((object, rest)) = item.split_first_chunk::<16>() else { continue };
+            match Seen::decode(rest) {
+                Some(seen) => self.put(*object, seen),
+                None => drop(self.seen.pop(object)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Seen {
+    fn encode(&self, object: &ObjectName, out: &mut Vec<u8>) {
+        out.extend_from_slice(object);
+        out.extend_from_slice(&self.generation.to_be_bytes());
+        out.extend_from_slice(&self.hash.0);
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Seen> {
+        let (generation, hash) = bytes.split_first_chunk::<8>()?;
+        Some(Seen { generation: u64::from_be_bytes(*generation), hash: Hash(hash.try_into().ok()?) })
+    }
+}
+
+impl Change {
+    /// Which type of record holds it.
+    fn kind(&self) -> u8 {
+        match self {
+            Change::Seen(..) => TYPE_SEEN,
+            Change::Forgotten(_) => TYPE_FORGOTTEN,
+        }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Change::Seen(object, seen) => seen.encode(object, out),
+            Change::Forgotten(object) => out.extend_from_slice(object),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    #[derive(Default)]
+    struct Kept {
+        records: Vec<(u8, Vec<u8>)>,
+        synced: usize,
+        rewrites: usize,
+        refuse: bool,
+    }
+
+    /// A log in memory that a test can look into, make fail, and cut at its last sync as a crash would.
+    #[derive(Clone, Default)]
+    struct TestLog(Arc<Mutex<Kept>>);
+
+    impl TestLog {
+        fn records(&self) -> Vec<(u8, Vec<u8>)> {
+            self.0.lock().records.clone()
+        }
+        fn durable(&self) -> Vec<(u8, Vec<u8>)> {
+            let kept = self.0.lock();
+            kept.records[..kept.synced].to_vec()
+        }
+    }
+
+    impl KnownLog for TestLog {
+        fn append(&mut self, kind: u8, record: &[u8]) -> Result<()> {
+            let mut kept = self.0.lock();
+            if kept.refuse {
+                return Err(Error::new(Kind::NoSpace, "full"));
+            }
+            assert!(record.len() <= 1 << 20, "a record of {} bytes", record.len());
+            kept.records.push((kind, record.to_vec()));
+            Ok(())
+        }
+        fn sync(&mut self) -> Result<()> {
+            let mut kept = self.0.lock();
+            kept.synced = kept.records.len();
+            Ok(())
+        }
+        fn rewrite(&mut self, fill: &mut dyn FnMut(&mut dyn FnMut(u8, &[u8]) -> Result<()>) -> Result<()>) -> Result<()> {
+            if self.0.lock().refuse {
+                return Err(Error::new(Kind::NoSpace, "full"));
+            }
+            let mut fresh = Vec::new();
+            fill(&mut |kind, record| {
+                assert!(record.len() <= 1 << 20);
+                fresh.push((kind, record.to_vec()));
+                Ok(())
+            })?;
+            let mut kept = self.0.lock();
+            kept.synced = fresh.len();
+            kept.records = fresh;
+            kept.rewrites += 1;
+            Ok(())
+        }
+    }
+
+    fn object(n: u32) -> ObjectName {
+        let mut name = [0; 16];
+        name[..4].copy_from_slice(&n.to_be_bytes());
+        name
+    }
+
+    #[test]
+    fn judges_by_generation_and_hash() {
+        let known = Known::in_memory();
+        let (o, h) = (object(1), Hash([1; 32]));
+        assert_eq!(known.check(&o, 7, &h), Verdict::Accept, "never seen");
+        assert!(!known.seen(&o));
+        known.remember(&o, 7, &h).unwrap();
+        assert!(known.seen(&o));
+        assert_eq!(known.check(&o, 7, &h), Verdict::Accept);
+        assert_eq!(known.check(&o, 8, &Hash([2; 32])), Verdict::Accept);
+        assert_eq!(known.check(&o, 6, &h), Verdict::Rollback);
+        assert_eq!(known.check(&o, 7, &Hash([2; 32])), Verdict::Fork);
+        assert_eq!(known.check(&object(2), 1, &h), Verdict::Accept, "another object");
+    }
+
+    #[test]
+    fn remembering_never_goes_back() {
+        let known = Known::in_memory();
+        known.remember(&object(1), 7, &Hash([7; 32])).unwrap();
+        known.remember(&object(1), 6, &Hash([6; 32])).unwrap();
+        known.remember(&object(1), 7, &Hash([9; 32])).unwrap();
+        assert_eq!(known.generation(&object(1)), Some(7));
+        assert_eq!(known.check(&object(1), 7, &Hash([7; 32])), Verdict::Accept);
+        assert_eq!(known.check(&object(1), 7, &Hash([9; 32])), Verdict::Fork);
+    }
+
+    #[test]
+    fn verdicts_are_errors_with_a_name() {
+        assert!(Verdict::Accept.into_result().is_ok());
+        for (verdict, word) in [(Verdict::Rollback, "rollback"), (Verdict::Fork, "fork")] {
+            let e = verdict.into_result().unwrap_err();
+            assert_eq!(e.kind(), Kind::Corrupt);
+            assert!(e.to_string().starts_with(word), "{e}");
+        }
+    }
+
+    #[test]
+    fn survives_a_restart_and_loses_only_what_was_not_flushed() {
+        let log = TestLog::default();
+        let known = Known::open(Box::new(log.clone()), []).unwrap();
+        known.remember(&object(1), 3, &Hash([3; 32])).unwrap();
+        known.remember(&object(2), 1, &Hash([1; 32])).unwrap();
+        known.forget(&object(2)).unwrap();
+        known.flush().unwrap();
+        known.remember(&object(1), 4, &Hash([4; 32])).unwrap();
+        let after_crash = Known::open(Box::new(TestLog::default()), log.durable()).unwrap();
+        assert_eq!(after_crash.generation(&object(1)), Some(3));
+        assert!(!after_crash.seen(&object(2)));
+        known.flush().unwrap();
+        let after_exit = Known::open(Box::new(TestLog::default()), log.durable()).unwrap();
+        assert_eq!(after_exit.generation(&object(1)), Some(4));
+    }
+
+    #[test]
+    fn a_new_log_begins_with_all_that_is_known() {
+        let first = TestLog::default();
+        let known = Known::open(Box::new(first.clone()), []).unwrap();
+        for n in 0..10_000 {
+            known.remember(&object(n), 1, &Hash([1; 32])).unwrap();
+        }
+        known.flush().unwrap();
+        let second = TestLog::default();
+        let again = Known::open(Box::new(second.clone()), first.records()).unwrap();
+        assert_eq!(again.len(), 10_000);
+        let alone = Known::open(Box::new(TestLog::default()), second.durable()).unwrap();
+        assert_eq!(alone.len(), 10_000, "the second log needs no first");
+    }
+
+    #[test]
+    fn the_log_stays_small_under_many_changes_to_few_objects() {
+        let log = TestLog::default();
+        let known = Known::open(Box::new(log.clone()), []).unwrap();
+        for generation in 1..=200_000 {
+            known.remember(&object(generation as u32 % 7), generation, &Hash([1; 32])).unwrap();
+        }
+        let bytes: usize = log.records().iter().map(|(_, record)| record.len()).sum();
+        assert!(bytes <= (REWRITE_FLOOR + MAX_PENDING) * SEEN_LEN, "{bytes} bytes");
+        assert!(log.0.lock().rewrites > 3);
+        assert!(known.pending() < MAX_PENDING);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_longest_unmet_go_first() {
+        let known = Known::open_with_limit(Box::new(TestLog::default()), [], 100).unwrap();
+        for n in 0..150 {
+            known.remember(&object(n), 1, &Hash([1; 32])).unwrap();
+            assert_eq!(known.check(&object(0), 1, &Hash([1; 32])), Verdict::Accept, "object 0 is met again and again");
+        }
+        assert_eq!(known.len(), 100);
+        assert!(known.seen(&object(0)) && known.seen(&object(149)) && !known.seen(&object(1)));
+    }
+
+    #[test]
+    fn a_full_disk_costs_persistence_but_neither_knowledge_nor_memory() {
+        let log = TestLog::default();
+        let known = Known::open(Box::new(log.clone()), []).unwrap();
+        log.0.lock().refuse = true;
+        let mut errors = 0;
+        for n in 0..3 * MAX_PENDING as u32 {
+            errors += known.remember(&object(n), 1, &Hash([1; 32])).is_err() as usize;
+        }
+        assert_eq!(errors, 3);
+        assert!(known.pending() < MAX_PENDING);
+        assert_eq!(known.check(&object(0), 0, &Hash([1; 32])), Verdict::Rollback);
+        log.0.lock().refuse = false;
+        known.flush().unwrap();
+        let later = Known::open(Box::new(TestLog::default()), log.durable()).unwrap();
+        assert_eq!(later.len(), 3 * MAX_PENDING, "what the full disk refused is written once there is room");
+    }
+
+    #[test]
+    fn records_of_no_release_are_refused() {
+        for (kind, record) in [(0, vec![]), (3, vec![0; 56]), (TYPE_SEEN, vec![0; 55]), (TYPE_FORGOTTEN, vec![0; 17])] {
+            let refused = Known::open(Box::new(TestLog::default()), [(kind, record)]);
+            assert_eq!(refused.err().map(|e| e.kind()), Some(Kind::Corrupt));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_log_and_memory_agree(ops in prop::collection::vec((0u32..5, 0u64..6, any::<bool>()), 0..200)) {
+            let log = TestLog::default();
+            let known = Known::open(Box::new(log.clone()), []).unwrap();
+            let mut model: HashMap<u32, u64> = HashMap::new();
+            for (n, generation, forget) in ops {
+                if forget {
+                    known.forget(&object(n)).unwrap();
+                    model.remove(&n);
+                } else {
+                    known.remember(&object(n), generation, &Hash([generation as u8; 32])).unwrap();
+                    let held = model.entry(n).or_insert(generation);
+                    *held = generation.max(*held);
+                }
+            }
+            known.flush().unwrap();
+            let later = Known::open(Box::new(TestLog::default()), log.durable()).unwrap();
+            for n in 0..5 {
+                prop_assert_eq!(known.generation(&object(n)), model.get(&n).copied());
+                prop_assert_eq!(later.generation(&object(n)), model.get(&n).copied());
+            }
+        }
+    }
+}
