@@ -45,8 +45,9 @@ pub trait KnownLog: Send {
     fn append(&mut self, kind: u8, record: &[u8]) -> Result<()>;
     /// Returns when every record appended is durable.
     fn sync(&mut self) -> Result<()>;
-    /// Replaces the log: starts a new one, lets `fill` append to it, makes it durable, and only then drops the old one.
-    fn rewrite(&mut self, fill: &mut dyn FnMut(&mut dyn FnMut(u8, &[u8]) -> Result<()>) -> Result<()>) -> Result<()>;
+    /// Replaces the log: starts a new one, appends `records` (type and bytes) to it, makes it durable, and only then
+    /// drops the old one.
+    fn rewrite(&mut self, records: &mut dyn Iterator<Item = (u8, Vec<u8>)>) -> Result<()>;
 }
 
 /// What this machine's memory says of an index object that a store returned.
@@ -249,14 +250,11 @@ impl Known {
         let alive: Vec<(ObjectName, Seen)> = memory.seen.iter().rev().map(|(object, seen)| (*object, *seen)).collect();
         drop(memory);
         disk.incomplete = true;
-        log.rewrite(&mut |append| {
-            for some in alive.chunks(PER_RECORD) {
-                let mut record = Vec::with_capacity(some.len() * SEEN_LEN);
-                some.iter().for_each(|(object, seen)| seen.encode(object, &mut record));
-                append(TYPE_SEEN, &record)?;
-            }
-            Ok(())
-        })?;
+        log.rewrite(&mut alive.chunks(PER_RECORD).map(|some| {
+            let mut record = Vec::with_capacity(some.len() * SEEN_LEN);
+            some.iter().for_each(|(object, seen)| seen.encode(object, &mut record));
+            (TYPE_SEEN, record)
+        }))?;
         disk.incomplete = false;
         disk.logged = alive.len();
         Ok(())
@@ -380,16 +378,12 @@ mod tests {
             kept.synced = kept.records.len();
             Ok(())
         }
-        fn rewrite(&mut self, fill: &mut dyn FnMut(&mut dyn FnMut(u8, &[u8]) -> Result<()>) -> Result<()>) -> Result<()> {
+        fn rewrite(&mut self, records: &mut dyn Iterator<Item = (u8, Vec<u8>)>) -> Result<()> {
             if self.0.lock().refuse {
                 return Err(Error::new(Kind::NoSpace, "full"));
             }
-            let mut fresh = Vec::new();
-            fill(&mut |kind, record| {
-                assert!(record.len() <= 1 << 20);
-                fresh.push((kind, record.to_vec()));
-                Ok(())
-            })?;
+            let fresh: Vec<_> = records.collect();
+            assert!(fresh.iter().all(|(_, record)| record.len() <= 1 << 20));
             let mut kept = self.0.lock();
             kept.synced = fresh.len();
             kept.records = fresh;
