@@ -1,1 +1,4 @@
 //! The read path.
+
+pub mod budget;
+pub mod cache;
