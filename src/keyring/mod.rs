@@ -1,3 +1,4 @@
 //! Volume keys: init, unlock, pins.
 
 pub mod known;
+pub mod pins;
