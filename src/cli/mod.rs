@@ -1,1 +1,301 @@
-//! Command-line structs (clap).
+//! The command line: clap structs, `-o` lists, exit codes. From the same structs come completions and man pages.
+//!
+//! Nothing is interpreted here beyond the shape of the command line; values of settings stay text until the configuration
+//! has laid all its sources over each other.
+
+mod exit;
+mod flags;
+pub mod options;
+
+pub use exit::Exit;
+pub use flags::{CommonFlags, KeyFlags, MountFlags, ResourceFlags, StoreFlags};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  smpfs quickstart                                 try it, without a cloud account
+  smpfs init s3://bucket/prefix                    make a volume; prints a recovery code once
+  smpfs mount s3://bucket/prefix ~/patients        returns when the mount serves
+  smpfs status                                     every mount of yours
+  smpfs unmount ~/patients                         returns when all is in the bucket
+
+STORE is dir:///path, s3://bucket[/prefix], memory: (tests), or NAME:[/sub] of an entry in config.toml.";
+
+/// An encrypted cloud bucket as a local directory.
+///
+/// Everything that leaves this machine is sealed first: contents, names, structure. Whoever has the bucket can read nothing,
+/// and whatever they change is noticed.
+#[derive(Parser, Debug)]
+#[command(name = "smpfs", version, after_help = EXAMPLES, after_long_help = long_help(), max_term_width = 120)]
+#[command(subcommand_required = true, arg_required_else_help = true, infer_long_args = false)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Configuration file [default: ~/.config/smpfs/config.toml, /etc/smpfs/config.toml for root]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Common")]
+    pub config: Option<PathBuf>,
+}
+
+/// [`EXAMPLES`] and the exit codes.
+fn long_help() -> String {
+    let codes: Vec<String> = Exit::ALL.iter().map(|(e, meaning)| format!("  {}  {meaning}", e.code())).collect();
+    format!("{EXAMPLES}\n\nExit codes:\n{}\n\nEvery setting: docs/CONFIGURATION.md", codes.join("\n"))
+}
+
+/// Subcommands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Make a volume in an empty bucket or prefix
+    Init(InitArgs),
+    /// Mount a volume; returns when it serves
+    Mount(Box<MountArgs>),
+    /// Upload what is left, unmount, wipe local traces
+    #[command(visible_alias = "umount")]
+    Unmount(UnmountArgs),
+    /// Show mounts: health, what is not uploaded yet, caches, errors
+    Status(StatusArgs),
+    /// Try it: a volume in a directory, mounted, filled and verified
+    Quickstart(QuickstartArgs),
+    /// Link mount.smpfs and umount.smpfs where mount(8) looks for them
+    InstallHelpers(InstallArgs),
+    /// Print shell completions
+    Completions {
+        /// Shell
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages
+    Man {
+        /// Directory for all pages; without it, smpfs(1) goes to standard output
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// Print the version and what this build can do
+    Version,
+}
+
+/// How object names are chosen.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModeArg {
+    /// Names and structure are hidden as well
+    ZeroKnowledge,
+    /// An object's key is its path; contents are sealed
+    Standard,
+}
+
+/// Which cipher seals chunks.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SuiteArg {
+    /// AES-256-GCM: fastest where the processor has AES instructions
+    #[value(name = "aes-256-gcm")]
+    Aes256Gcm,
+    /// ChaCha20-Poly1305: fastest elsewhere
+    #[value(name = "chacha20-poly1305")]
+    ChaCha20Poly1305,
+}
+
+/// `smpfs init`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  smpfs init dir:///data/bucket
+  smpfs init s3://hospital-scans/volumes --name scans --passphrase-file /etc/smpfs/pass
+
+The recovery code is printed once, on standard output. It opens the volume when the passphrase is lost: keep it on paper.")]
+pub struct InitArgs {
+    /// Where the volume goes: a URL, or NAME: of an entry in config.toml
+    pub store: String,
+    /// What the bucket may show
+    #[arg(long, value_enum, default_value = "zero-knowledge")]
+    pub mode: ModeArg,
+    /// Cipher of the contents
+    #[arg(long, value_enum, default_value = "aes-256-gcm")]
+    pub suite: SuiteArg,
+    /// A name for people, kept sealed
+    #[arg(long, default_value = "")]
+    pub name: String,
+    /// Memory that one guess of the passphrase costs, MiB (64 to 4096)
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(64..=4096), hide_short_help = true)]
+    pub kdf_memory: u32,
+    /// Passes over that memory (1 to 64)
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64), hide_short_help = true)]
+    pub kdf_passes: u32,
+    /// Lanes of it that run in parallel (1 to 16)
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=16), hide_short_help = true)]
+    pub kdf_lanes: u32,
+    /// Passphrase.
+    #[command(flatten)]
+    pub secret: SecretArgs,
+    /// Store.
+    #[command(flatten)]
+    pub store_flags: StoreFlags,
+    /// Common.
+    #[command(flatten)]
+    pub common: CommonFlags,
+}
+
+/// Where the passphrase comes from.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SecretArgs {
+    /// Settings.
+    #[command(flatten)]
+    pub files: KeyFlags,
+    /// Read the passphrase from this open descriptor (0 is standard input)
+    #[arg(long, value_name = "N", help_heading = "Passphrase (asked for on the terminal when none of these is given)")]
+    pub passphrase_fd: Option<u32>,
+}
+
+/// `smpfs mount`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  smpfs mount s3://bucket/prefix ~/patients
+  smpfs mount work-s3:/2026 /mnt/work --read-only --allow-other
+  smpfs mount dir:///data/bucket /mnt/x -o passphrase-file=/etc/smpfs/pass,cache-size=0
+  mount -t smpfs s3://bucket/prefix /mnt/p -o passphrase-file=/etc/smpfs/pass
+
+Every setting is a flag, an -o option (`_` and `-` alike), a variable SMPFS_* and a key of config.toml: docs/CONFIGURATION.md.
+`--help` shows them all, `-h` the usual ones.")]
+pub struct MountArgs {
+    /// The volume: a URL, or NAME:[/sub] of an entry in config.toml
+    pub store: String,
+    /// An empty directory
+    pub dir: PathBuf,
+    /// Options as mount(8) takes them: key=value,flag,... (quote commas: "a,b" or \,)
+    #[arg(short = 'o', value_name = "OPTIONS", action = clap::ArgAction::Append)]
+    pub options: Vec<String>,
+    /// Stay in the foreground; log to the terminal
+    #[arg(long, short)]
+    pub foreground: bool,
+    /// Ignore options that smpfs does not know
+    #[arg(short = 's', long)]
+    pub sloppy: bool,
+    /// Check options, store entry and directory, and mount nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The process that serves: keys come on standard input, "ready" goes to standard output.
+    #[arg(long, hide = true)]
+    pub serve: bool,
+    /// Mount.
+    #[command(flatten)]
+    pub mount_flags: MountFlags,
+    /// Passphrase.
+    #[command(flatten)]
+    pub secret: SecretArgs,
+    /// Store.
+    #[command(flatten)]
+    pub store_flags: StoreFlags,
+    /// Memory and disk.
+    #[command(flatten)]
+    pub resources: ResourceFlags,
+    /// Common.
+    #[command(flatten)]
+    pub common: CommonFlags,
+}
+
+/// `smpfs unmount`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Exits with 0 only when everything is in the bucket; with 6 when the time was over before: smpfs then goes on uploading,
+and `smpfs unmount DIR` waits again."
+)]
+pub struct UnmountArgs {
+    /// Where it is mounted
+    pub dir: PathBuf,
+    /// Wait this long for uploads (90s, 5m) [default: until all is sent]
+    #[arg(long, value_name = "TIME")]
+    pub timeout: Option<String>,
+    /// Detach at once even when files are open
+    #[arg(long, short)]
+    pub lazy: bool,
+    /// No progress
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Common.
+    #[command(flatten)]
+    pub common: CommonFlags,
+}
+
+/// `smpfs status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Only this mount
+    pub dir: Option<PathBuf>,
+    /// JSON for programs
+    #[arg(long)]
+    pub json: bool,
+    /// Common.
+    #[command(flatten)]
+    pub common: CommonFlags,
+}
+
+/// `smpfs quickstart`.
+#[derive(Args, Debug)]
+#[command(after_help = "Needs no cloud account. Ctrl-C unmounts and removes everything, unless --keep is given.")]
+pub struct QuickstartArgs {
+    /// Put bucket and mount point here [default: a temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Leave the sealed bucket there at the end
+    #[arg(long)]
+    pub keep: bool,
+    /// Do it all and exit, without waiting for Ctrl-C
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// `smpfs install-helpers`.
+#[derive(Args, Debug)]
+pub struct InstallArgs {
+    /// Where mount(8) looks for helpers
+    #[arg(long, value_name = "DIR", default_value = "/sbin")]
+    pub dir: PathBuf,
+    /// Take the links away again
+    #[arg(long)]
+    pub remove: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_mount_as_people_type_it() {
+        let line =
+            "smpfs mount s3://b/p /mnt -o ro,_netdev -o cache-size=0 --memory-budget 1GiB --allow-other --read-only=false -f";
+        let Command::Mount(m) = Cli::try_parse_from(line.split(' ')).unwrap().command else { panic!("not a mount") };
+        assert_eq!((m.store.as_str(), m.dir.to_str(), m.options.len(), m.foreground), ("s3://b/p", Some("/mnt"), 2, true));
+        assert_eq!(m.mount_flags.pairs(), [("read-only", "false".to_owned()), ("allow-other", "true".to_owned())]);
+        assert_eq!(m.resources.pairs(), [("memory-budget", "1GiB".to_owned())]);
+    }
+
+    #[test]
+    fn no_option_takes_a_passphrase_itself() {
+        let mut all = Cli::command();
+        all.build();
+        for sub in all.get_subcommands() {
+            for arg in sub.get_arguments() {
+                let name = arg.get_long().unwrap_or_default();
+                assert!(!matches!(name, "passphrase" | "password" | "recovery-code" | "key"), "{name}");
+            }
+            assert!(sub.get_about().is_some(), "{} has no help", sub.get_name());
+        }
+        assert!(Cli::try_parse_from(["smpfs", "mount", "s3://b", "/m", "--passphrase", "x"]).is_err());
+    }
+
+    #[test]
+    fn help_names_every_exit_code() {
+        let text = Cli::command().render_long_help().to_string();
+        for (_, meaning) in Exit::ALL {
+            assert!(text.contains(meaning), "{meaning}");
+        }
+    }
+}
