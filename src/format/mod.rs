@@ -1,1 +1,3 @@
 //! Every byte that is written to a bucket or a local sealed file (pure, no IO).
+
+pub mod log;
