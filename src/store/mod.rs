@@ -4,10 +4,22 @@
 //! retry, time limits, bandwidth limits, metering and faults are decorators ([`layers`]). Every backend passes the one
 //! contract suite (`contract`, compiled for tests).
 
-use crate::error::{Kind, Result};
+pub mod dir;
+pub mod layers;
+pub mod memory;
+mod open;
+pub mod url;
+
+pub use open::{Options, Stack, layer, open};
+pub use url::StoreSpec;
+
+use crate::error::{Kind, Result, fail};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::ops::Range;
+
+/// Longest key in bytes, prefix included: the limit of S3, kept everywhere so that a volume can move between stores.
+pub const KEY_MAX: usize = 1024;
 
 /// An object's key inside the volume's prefix: `/`-separated, no leading slash, any UTF-8 (a backend escapes what it must).
 pub type Key = str;
@@ -33,7 +45,8 @@ pub enum Span {
         /// Limit in bytes.
         max: u64,
     },
-    /// `start..end`; fewer bytes come back when the object ends before `end`.
+    /// `start..end`; fewer bytes come back when the object ends before `end`, none when it ends before `start`
+    /// (`Got::start` is then the object's length).
     Range(Range<u64>),
     /// The last `n` bytes, or all when it is shorter.
     Last(u64),
@@ -106,6 +119,8 @@ pub struct Part {
 /// What a store can do; found out by asking or by probing, never assumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capability {
+    /// These credentials may write at all.
+    pub write: bool,
     /// Conditional create: `Cond::Absent` is honoured, also under a race.
     pub put_if_absent: bool,
     /// Compare-and-swap: `Cond::Match` is honoured, also under a race.
@@ -126,6 +141,22 @@ pub struct Capability {
     pub max_parts: u32,
     /// Largest object a single `put` takes, bytes.
     pub max_put: u64,
+}
+
+impl Capability {
+    /// The same store for somebody who may only read.
+    pub fn read_only(self) -> Capability {
+        Capability {
+            write: false,
+            put_if_absent: false,
+            put_if_match: false,
+            complete_if: false,
+            part_copy: false,
+            copy: false,
+            multipart: false,
+            ..self
+        }
+    }
 }
 
 /// A bucket. Errors: `NotFound`, `Stale` (a condition failed), `Denied`, `Unavailable` (temporary), `NoSpace`, `TooLarge`,
@@ -162,12 +193,64 @@ pub trait Store: Send + Sync + 'static {
         only: &ETag,
         range: Range<u64>,
     ) -> Result<Part>;
-    /// Puts the parts together, atomically. After an error the upload may exist or not: ask with `head`.
+    /// Puts the listed parts together, atomically; parts that are not listed are dropped. `Invalid` when a listed part is not
+    /// the one the store holds, `NotFound` when the upload is unknown (also after it was completed), `Stale` when `cond` failed:
+    /// the upload is then still there, to be aborted. After `Unavailable` it may have happened or not: ask with `head`.
     async fn upload_complete(&self, key: &Key, id: &UploadId, parts: &[Part], cond: Cond) -> Result<Meta>;
     /// Drops an upload and its parts; an unknown one is no error.
     async fn upload_abort(&self, key: &Key, id: &UploadId) -> Result<()>;
     /// Uploads under way below a prefix: key and id.
     async fn uploads(&self, prefix: &str) -> Result<Vec<(String, UploadId)>>;
+}
+
+/// Length of a body in pieces.
+pub fn body_len(body: &[Bytes]) -> u64 {
+    body.iter().map(|b| b.len() as u64).sum()
+}
+
+/// Refuses what no store takes as a key: nothing, too much, a leading slash, control characters (XML listings cannot carry
+/// them).
+pub fn check_key(key: &Key) -> Result<()> {
+    if key.is_empty() || key.starts_with('/') || key.chars().any(|c| c.is_control()) {
+        return fail(Kind::Invalid, "an object key is empty, begins with a slash or holds control characters");
+    }
+    if key.len() > KEY_MAX {
+        return fail(Kind::NameTooLong, format!("an object key has {} bytes; stores take {KEY_MAX}", key.len()));
+    }
+    Ok(())
+}
+
+/// Checks the parts of an upload before it is completed: ascending numbers and, since offsets are known, no gap or overlap.
+/// Gives the length of the object.
+pub fn check_parts(parts: &[Part]) -> Result<u64> {
+    let mut at = 0;
+    let mut number = 0;
+    for p in parts {
+        if p.at.number <= number || p.at.offset != at {
+            return fail(Kind::Invalid, format!("part {} does not follow on the part before it", p.at.number));
+        }
+        number = p.at.number;
+        at += p.len;
+    }
+    if parts.is_empty() {
+        return fail(Kind::Invalid, "an upload of no parts cannot be completed");
+    }
+    Ok(at)
+}
+
+/// The part of an object of `len` bytes that a span means. `TooLarge` when `Whole` exceeds its limit.
+pub fn resolve(span: &Span, len: u64) -> Result<Range<u64>> {
+    match span {
+        Span::Whole { max } if len > *max => {
+            fail(Kind::TooLarge, format!("an object has {len} bytes where at most {max} are expected"))
+        }
+        Span::Whole { .. } => Ok(0..len),
+        Span::Range(r) => {
+            let start = r.start.min(len);
+            Ok(start..r.end.min(len).max(start))
+        }
+        Span::Last(n) => Ok(len.saturating_sub(*n)..len),
+    }
 }
 
 /// Whether trying again may help.
