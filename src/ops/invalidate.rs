@@ -39,14 +39,13 @@ struct State {
     waiting: HashSet<Invalidate>,
     names: usize,
     dropped: u64,
-    closed: bool,
 }
 
 impl Invalidations {
     /// Tells the kernel, soon, to forget `what`.
     pub fn send(&self, what: Invalidate) {
         let mut state = self.state.lock();
-        if state.closed || state.waiting.contains(&what) {
+        if state.waiting.contains(&what) {
             return;
         }
         match what {
@@ -72,28 +71,16 @@ impl Invalidations {
         self.state.lock().dropped
     }
 
-    /// Takes the next item, waiting up to `timeout`. `None`: nothing came, or the queue is closed.
+    /// Takes the next item, waiting up to `timeout`. `None`: nothing came.
     pub fn recv(&self, timeout: Duration) -> Option<Invalidate> {
         let mut state = self.state.lock();
-        if state.order.is_empty() && !state.closed {
+        if state.order.is_empty() {
             self.ready.wait_for(&mut state, timeout);
         }
         let next = state.order.pop_front()?;
         state.waiting.remove(&next);
         state.names -= usize::from(matches!(next, Invalidate::Entry(..)));
         Some(next)
-    }
-
-    /// Nobody takes anything any more (the mount is gone): what waits is dropped, what is sent later ignored.
-    pub fn close(&self) {
-        let mut state = self.state.lock();
-        *state = State { closed: true, dropped: state.dropped, ..State::default() };
-        self.ready.notify_all();
-    }
-
-    /// Whether [`Invalidations::close`] was called.
-    pub fn is_closed(&self) -> bool {
-        self.state.lock().closed
     }
 }
 
@@ -146,14 +133,11 @@ mod tests {
     }
 
     #[test]
-    fn closing_wakes_and_drops() {
+    fn sending_wakes_who_waits() {
         let q = std::sync::Arc::new(Invalidations::default());
         let other = q.clone();
         let waiter = std::thread::spawn(move || other.recv(Duration::from_secs(60)));
-        q.close();
-        assert_eq!(waiter.join().unwrap(), None);
         q.send(Invalidate::All);
-        assert_eq!(q.recv(SHORT), None);
-        assert!(q.is_closed());
+        assert_eq!(waiter.join().unwrap(), Some(Invalidate::All));
     }
 }
