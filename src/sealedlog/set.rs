@@ -37,6 +37,12 @@ impl LogSet {
     /// Opens the row in `dir` (made when missing). Nothing is read yet and no file is made before the first append.
     pub fn open(disk: Arc<dyn Disk>, dir: &str, stem: &str, owner: LogOwner, env: Env) -> Result<LogSet> {
         disk.make_dir(dir)?;
+        // A durable file in a directory whose own name is not durable is lost with it.
+        let mut parent = dir;
+        while !parent.is_empty() {
+            parent = disk::split(parent).0;
+            disk.sync_dir(parent)?;
+        }
         let number = |name: &str| {
             let digits = name.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(".log")?;
             u64::from_str_radix(digits, 16).ok().filter(|n| name == file_name(stem, *n))
