@@ -3,7 +3,7 @@
 //! The bucket is signed throughout, but an old signed object is as well signed as a new one. Only memory tells them apart:
 //! [`Known`] holds generation and hash of each index object that was accepted or written here, and judges what a store
 //! returns ([`Known::check`]). What it learns reaches the disk as records of a sealed log (`docs/FORMAT.md` 8, kind 3)
-//! through the small trait [`KnownLog`], which whoever owns the log implements.
+//! through the small trait [`KnownLog`].
 //!
 //! Nothing is remembered before it is true: an object is remembered after it was read and accepted, or after a write of it
 //! was confirmed. So a crash loses knowledge and never raises a false alarm.
@@ -13,10 +13,15 @@
 //!  forget ───────────────────────────┘                    └─ the log is rewritten when it is mostly old news
 //! ```
 
+use crate::crypto::secmem::SecretKey;
+use crate::disk::Disk;
+use crate::env::Env;
 use crate::error::{Kind, Result, fail};
-use crate::types::Hash;
+use crate::sealedlog::{LogKind, LogOwner, LogSet, Tail};
+use crate::types::{Hash, VolumeId};
 use lru::LruCache;
 use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 
 /// Which index object: the 16 bytes that its key spells as 32 hex digits.
 pub type ObjectName = [u8; 16];
@@ -39,15 +44,41 @@ const TYPE_SEEN: u8 = 1;
 /// A record that says: these objects were deleted by this machine.
 const TYPE_FORGOTTEN: u8 = 2;
 
-/// Where records of known generations are kept. Calls block; one caller at a time.
+/// Where records of known generations are kept: a [`LogSet`], or a test's own. Calls block; one caller at a time.
 pub trait KnownLog: Send {
+    /// Gives every record that earlier processes left to `each`, oldest first, and returns how many bytes could not be read
+    /// because a file was damaged.
+    fn replay(&mut self, each: &mut dyn FnMut(u8, &[u8]) -> Result<()>) -> Result<u64>;
     /// Adds a record of up to 1 MiB. It is durable after the next [`KnownLog::sync`].
     fn append(&mut self, kind: u8, record: &[u8]) -> Result<()>;
     /// Returns when every record appended is durable.
     fn sync(&mut self) -> Result<()>;
-    /// Replaces the log: starts a new one, appends `records` (type and bytes) to it, makes it durable, and only then
-    /// drops the old one.
+    /// Replaces everything so far: starts a new log, appends `records` (type and bytes) to it, makes it durable, and only then
+    /// drops what was before.
     fn rewrite(&mut self, records: &mut dyn Iterator<Item = (u8, Vec<u8>)>) -> Result<()>;
+}
+
+impl KnownLog for LogSet {
+    fn replay(&mut self, each: &mut dyn FnMut(u8, &[u8]) -> Result<()>) -> Result<u64> {
+        let tails = LogSet::replay(self, |_, record| each(record.kind, &record.payload))?;
+        let damage = tails.into_iter().map(|(_, tail)| match tail {
+            Tail::Damaged { lost, .. } => lost,
+            Tail::Clean | Tail::Torn { .. } => 0,
+        });
+        Ok(damage.sum())
+    }
+
+    fn append(&mut self, kind: u8, record: &[u8]) -> Result<()> {
+        LogSet::append(self, kind, record).map(drop)
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        LogSet::sync(self)
+    }
+
+    fn rewrite(&mut self, records: &mut dyn Iterator<Item = (u8, Vec<u8>)>) -> Result<()> {
+        LogSet::rewrite(self, records)
+    }
 }
 
 /// What this machine's memory says of an index object that a store returned.
@@ -95,7 +126,7 @@ impl Seen {
 /// Lock order: `disk` before `memory`. Judging takes `memory` alone, so it never waits for the disk.
 pub struct Known {
     memory: Mutex<Memory>,
-    disk: Mutex<Disk>,
+    disk: Mutex<State>,
 }
 
 struct Memory {
@@ -105,9 +136,11 @@ struct Memory {
     pending: Vec<Change>,
     /// Whether changes are to be written at all.
     kept: bool,
+    /// Bytes of earlier logs that could not be read.
+    lost: u64,
 }
 
-struct Disk {
+struct State {
     /// `None`: this mount keeps no state on disk.
     log: Option<Box<dyn KnownLog>>,
     /// Objects named by records of the log, dead ones included.
@@ -127,19 +160,26 @@ impl Known {
         Known::new(Memory::new(MAX_KNOWN), None)
     }
 
-    /// Takes up what earlier logs hold (`records`, oldest first) and goes on in `log`, which is rewritten to begin with all of
-    /// it, so that the earlier logs can be dropped once this returns.
+    /// Takes up what earlier processes left in `log`, and rewrites it to hold that and no more.
     ///
-    /// Fails with `Corrupt` on a record that no release of smpfs writes, and as the log fails.
-    pub fn open(log: Box<dyn KnownLog>, records: impl IntoIterator<Item = (u8, Vec<u8>)>) -> Result<Known> {
-        Known::open_with_limit(log, records, MAX_KNOWN)
+    /// A damaged log costs what it can no longer say: [`Known::lost`] tells how many bytes. Fails with `Corrupt` on a record that
+    /// no release of smpfs writes, and as the log fails.
+    pub fn open(log: Box<dyn KnownLog>) -> Result<Known> {
+        Known::open_with_limit(log, MAX_KNOWN)
     }
 
-    fn open_with_limit(log: Box<dyn KnownLog>, records: impl IntoIterator<Item = (u8, Vec<u8>)>, limit: usize) -> Result<Known> {
+    /// The same in a directory of the local disk: the logs of `docs/FORMAT.md` 8, kind 3. The caller holds the lock of the volume's
+    /// state.
+    pub fn open_in(disk: Arc<dyn Disk>, dir: &str, volume: VolumeId, local_log: &SecretKey, env: &Env) -> Result<Known> {
+        let owner = LogOwner { kind: LogKind::Known, volume, wrap: local_log.clone() };
+        let set = LogSet::open(disk, dir, "known", owner, env.clone())?;
+        Known::open(Box::new(set)).map_err(|e| e.context("reading what this machine knows of the volume"))
+    }
+
+    fn open_with_limit(mut log: Box<dyn KnownLog>, limit: usize) -> Result<Known> {
         let mut memory = Memory::new(limit);
-        for (kind, record) in records {
-            memory.replay(kind, &record)?;
-        }
+        let lost = log.replay(&mut |kind, record| memory.replay(kind, record))?;
+        memory.lost = lost;
         let known = Known::new(memory, Some(log));
         known.rewrite(&mut known.disk.lock())?;
         Ok(known)
@@ -147,7 +187,7 @@ impl Known {
 
     fn new(mut memory: Memory, log: Option<Box<dyn KnownLog>>) -> Known {
         memory.kept = log.is_some();
-        Known { memory: Mutex::new(memory), disk: Mutex::new(Disk { log, logged: 0, incomplete: false }) }
+        Known { memory: Mutex::new(memory), disk: Mutex::new(State { log, logged: 0, incomplete: false }) }
     }
 
     /// Judges an index object that a store returned. Does not remember it: see [`Known::remember`].
@@ -195,10 +235,18 @@ impl Known {
     pub fn flush(&self) -> Result<()> {
         let mut disk = self.disk.lock();
         self.write_pending(&mut disk)?;
-        match &mut disk.log {
+        let synced = match &mut disk.log {
             Some(log) => log.sync(),
             None => Ok(()),
-        }
+        };
+        // What a failed sync did not cover may be gone: only a log written anew is known to be whole.
+        disk.incomplete |= synced.is_err();
+        synced
+    }
+
+    /// Bytes of damaged logs that could not be read at the start: what they held is known no more, and worth a warning.
+    pub fn lost(&self) -> u64 {
+        self.memory.lock().lost
     }
 
     /// Changes that a [`Known::flush`] would write.
@@ -227,7 +275,7 @@ impl Known {
     }
 
     /// Moves pending changes into the log, in their order.
-    fn write_pending(&self, disk: &mut Disk) -> Result<()> {
+    fn write_pending(&self, disk: &mut State) -> Result<()> {
         let Some(log) = &mut disk.log else { return Ok(()) };
         if disk.incomplete {
             return self.rewrite(disk);
@@ -243,7 +291,7 @@ impl Known {
     }
 
     /// A new log that holds what is alive, oldest first, so that a later reader ends with the same order.
-    fn rewrite(&self, disk: &mut Disk) -> Result<()> {
+    fn rewrite(&self, disk: &mut State) -> Result<()> {
         let Some(log) = &mut disk.log else { return Ok(()) };
         let mut memory = self.memory.lock();
         memory.pending.clear();
@@ -273,7 +321,7 @@ fn append_all(log: &mut dyn KnownLog, changes: &[Change]) -> Result<()> {
 
 impl Memory {
     fn new(limit: usize) -> Memory {
-        Memory { seen: LruCache::unbounded(), limit, pending: Vec::new(), kept: false }
+        Memory { seen: LruCache::unbounded(), limit, pending: Vec::new(), kept: false, lost: 0 }
     }
 
     fn put(&mut self, object: ObjectName, seen: Seen) {
@@ -336,10 +384,11 @@ impl Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::SimDisk;
+    use crate::disk::sim::{Crash, Faults};
     use crate::error::Error;
     use proptest::prelude::*;
     use std::collections::HashMap;
-    use std::sync::Arc;
 
     #[derive(Default)]
     struct Kept {
@@ -364,6 +413,10 @@ mod tests {
     }
 
     impl KnownLog for TestLog {
+        fn replay(&mut self, each: &mut dyn FnMut(u8, &[u8]) -> Result<()>) -> Result<u64> {
+            self.records().iter().try_for_each(|(kind, record)| each(*kind, record))?;
+            Ok(0)
+        }
         fn append(&mut self, kind: u8, record: &[u8]) -> Result<()> {
             let mut kept = self.0.lock();
             if kept.refuse {
@@ -390,6 +443,13 @@ mod tests {
             kept.rewrites += 1;
             Ok(())
         }
+    }
+
+    /// Opens what a log held, in a log that the test does not look at again.
+    fn reopened(records: Vec<(u8, Vec<u8>)>) -> Result<Known> {
+        let log = TestLog::default();
+        log.0.lock().records = records;
+        Known::open(Box::new(log))
     }
 
     fn object(n: u32) -> ObjectName {
@@ -437,39 +497,38 @@ mod tests {
     #[test]
     fn survives_a_restart_and_loses_only_what_was_not_flushed() {
         let log = TestLog::default();
-        let known = Known::open(Box::new(log.clone()), []).unwrap();
+        let known = Known::open(Box::new(log.clone())).unwrap();
         known.remember(&object(1), 3, &Hash([3; 32])).unwrap();
         known.remember(&object(2), 1, &Hash([1; 32])).unwrap();
         known.forget(&object(2)).unwrap();
         known.flush().unwrap();
         known.remember(&object(1), 4, &Hash([4; 32])).unwrap();
-        let after_crash = Known::open(Box::new(TestLog::default()), log.durable()).unwrap();
+        let after_crash = reopened(log.durable()).unwrap();
         assert_eq!(after_crash.generation(&object(1)), Some(3));
         assert!(!after_crash.seen(&object(2)));
         known.flush().unwrap();
-        let after_exit = Known::open(Box::new(TestLog::default()), log.durable()).unwrap();
+        let after_exit = reopened(log.durable()).unwrap();
         assert_eq!(after_exit.generation(&object(1)), Some(4));
     }
 
     #[test]
     fn a_new_log_begins_with_all_that_is_known() {
         let first = TestLog::default();
-        let known = Known::open(Box::new(first.clone()), []).unwrap();
+        let known = Known::open(Box::new(first.clone())).unwrap();
         for n in 0..10_000 {
             known.remember(&object(n), 1, &Hash([1; 32])).unwrap();
         }
         known.flush().unwrap();
-        let second = TestLog::default();
-        let again = Known::open(Box::new(second.clone()), first.records()).unwrap();
-        assert_eq!(again.len(), 10_000);
-        let alone = Known::open(Box::new(TestLog::default()), second.durable()).unwrap();
-        assert_eq!(alone.len(), 10_000, "the second log needs no first");
+        let rewrites = first.0.lock().rewrites;
+        let again = Known::open(Box::new(first.clone())).unwrap();
+        assert_eq!((again.len(), first.0.lock().rewrites), (10_000, rewrites + 1));
+        assert_eq!(reopened(first.durable()).unwrap().len(), 10_000, "durable without a flush");
     }
 
     #[test]
     fn the_log_stays_small_under_many_changes_to_few_objects() {
         let log = TestLog::default();
-        let known = Known::open(Box::new(log.clone()), []).unwrap();
+        let known = Known::open(Box::new(log.clone())).unwrap();
         for generation in 1..=200_000 {
             known.remember(&object(generation as u32 % 7), generation, &Hash([1; 32])).unwrap();
         }
@@ -481,7 +540,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_the_longest_unmet_go_first() {
-        let known = Known::open_with_limit(Box::new(TestLog::default()), [], 100).unwrap();
+        let known = Known::open_with_limit(Box::new(TestLog::default()), 100).unwrap();
         for n in 0..150 {
             known.remember(&object(n), 1, &Hash([1; 32])).unwrap();
             assert_eq!(known.check(&object(0), 1, &Hash([1; 32])), Verdict::Accept, "object 0 is met again and again");
@@ -493,7 +552,7 @@ mod tests {
     #[test]
     fn a_full_disk_costs_persistence_but_neither_knowledge_nor_memory() {
         let log = TestLog::default();
-        let known = Known::open(Box::new(log.clone()), []).unwrap();
+        let known = Known::open(Box::new(log.clone())).unwrap();
         log.0.lock().refuse = true;
         let mut errors = 0;
         for n in 0..3 * MAX_PENDING as u32 {
@@ -504,14 +563,67 @@ mod tests {
         assert_eq!(known.check(&object(0), 0, &Hash([1; 32])), Verdict::Rollback);
         log.0.lock().refuse = false;
         known.flush().unwrap();
-        let later = Known::open(Box::new(TestLog::default()), log.durable()).unwrap();
+        let later = reopened(log.durable()).unwrap();
         assert_eq!(later.len(), 3 * MAX_PENDING, "what the full disk refused is written once there is room");
+    }
+
+    fn on(disk: &Arc<SimDisk>) -> Known {
+        Known::open_in(disk.clone(), "known", VolumeId([7; 16]), &SecretKey::new(&[1; 32]), &Env::real()).unwrap()
+    }
+
+    #[test]
+    fn sealed_on_a_disk_that_loses_power() {
+        for seed in 0..20 {
+            let disk = Arc::new(SimDisk::new(seed));
+            let known = on(&disk);
+            for generation in 1..=5 {
+                known.remember(&object(1), generation, &Hash([1; 32])).unwrap();
+                known.flush().unwrap();
+            }
+            known.remember(&object(1), 6, &Hash([1; 32])).unwrap();
+            disk.crash(Crash::Power);
+            let known = on(&disk);
+            assert_eq!(known.generation(&object(1)), Some(5), "seed {seed}");
+            assert_eq!(known.lost(), 0);
+            assert!(!disk.holds(&object(1)), "object names are sealed");
+        }
+    }
+
+    #[test]
+    fn a_failed_sync_is_made_good_by_the_next_flush() {
+        let disk = Arc::new(SimDisk::new(1));
+        let known = on(&disk);
+        known.remember(&object(1), 1, &Hash([1; 32])).unwrap();
+        disk.set_faults(Faults { fail_sync: Some(0), ..Faults::default() });
+        assert!(known.flush().is_err());
+        known.remember(&object(2), 1, &Hash([1; 32])).unwrap();
+        known.flush().unwrap();
+        disk.crash(Crash::Power);
+        let later = on(&disk);
+        assert!(later.seen(&object(1)) && later.seen(&object(2)));
+    }
+
+    #[test]
+    fn a_damaged_log_is_told_and_does_not_stop_the_mount() {
+        let disk = Arc::new(SimDisk::new(1));
+        let known = on(&disk);
+        for n in 0..3 {
+            known.remember(&object(n), 1, &Hash([1; 32])).unwrap();
+            known.flush().unwrap();
+        }
+        drop(known);
+        let log = disk.files().into_iter().max_by_key(|(_, bytes)| bytes.len()).map(|(path, _)| path).unwrap();
+        disk.tamper(&log, |bytes| bytes[300] ^= 1).unwrap();
+        let later = on(&disk);
+        assert!(later.lost() > 0);
+        assert!(!later.seen(&object(0)));
+        assert_eq!(on(&disk).lost(), 0, "the damage is told once");
     }
 
     #[test]
     fn records_of_no_release_are_refused() {
         for (kind, record) in [(0, vec![]), (3, vec![0; 56]), (TYPE_SEEN, vec![0; 55]), (TYPE_FORGOTTEN, vec![0; 17])] {
-            let refused = Known::open(Box::new(TestLog::default()), [(kind, record)]);
+            let refused = reopened(vec![(kind, record)]);
             assert_eq!(refused.err().map(|e| e.kind()), Some(Kind::Corrupt));
         }
     }
@@ -520,7 +632,7 @@ mod tests {
         #[test]
         fn the_log_and_memory_agree(ops in prop::collection::vec((0u32..5, 0u64..6, any::<bool>()), 0..200)) {
             let log = TestLog::default();
-            let known = Known::open(Box::new(log.clone()), []).unwrap();
+            let known = Known::open(Box::new(log.clone())).unwrap();
             let mut model: HashMap<u32, u64> = HashMap::new();
             for (n, generation, forget) in ops {
                 if forget {
@@ -533,7 +645,7 @@ mod tests {
                 }
             }
             known.flush().unwrap();
-            let later = Known::open(Box::new(TestLog::default()), log.durable()).unwrap();
+            let later = reopened(log.durable()).unwrap();
             for n in 0..5 {
                 prop_assert_eq!(known.generation(&object(n)), model.get(&n).copied());
                 prop_assert_eq!(later.generation(&object(n)), model.get(&n).copied());
