@@ -83,6 +83,11 @@ fn helpers(disk: &dyn Disk) {
     assert_eq!(disk.list("").unwrap().len(), 1, "no temporary file stays");
     let f = disk.open("r", Access::Read).unwrap();
     assert_eq!(kind(read_exact(&*f, 2, &mut [0; 3])), Some(Kind::Corrupt));
+    let file = disk.open("r", Access::Write).unwrap();
+    assert_eq!(overwrite(&*file, &mut |b| b.fill(b'#')).unwrap(), 4);
+    assert_eq!(read_all(disk, "r", 9).unwrap(), b"####");
+    file.truncate(0).unwrap();
+    assert_eq!(overwrite(&*file, &mut |_| ()).unwrap(), 0);
     disk.remove("r").unwrap();
     let held = disk.lock("l").unwrap();
     assert_eq!(kind(disk.lock("l")), Some(Kind::Busy));

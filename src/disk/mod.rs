@@ -20,6 +20,9 @@ use std::sync::Arc;
 /// Longest path that a disk accepts, in bytes.
 pub const PATH_MAX: usize = 1024;
 
+/// Bytes written at a time by [`overwrite`].
+const OVERWRITE_STEP: usize = 1 << 20;
+
 /// How [`Disk::open`] treats a file that is there or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -169,6 +172,24 @@ pub fn replace(disk: &dyn Disk, path: &str, data: &[u8]) -> Result<()> {
         return Err(e);
     }
     disk.sync_dir(split(path).0)
+}
+
+/// Overwrites all of a file with what `fill` puts into each buffer, makes that durable, and returns the bytes overwritten.
+///
+/// On flash, on copy-on-write filesystems and on anything that remaps or keeps snapshots, the old bytes may stay somewhere on
+/// the drive: what makes them worthless there is that they are ciphertext whose key is gone.
+pub fn overwrite(file: &dyn DiskFile, fill: &mut dyn FnMut(&mut [u8])) -> Result<u64> {
+    let len = file.len()?;
+    let mut buf = vec![0; OVERWRITE_STEP.min(usize::try_from(len).unwrap_or(OVERWRITE_STEP))];
+    let mut at = 0;
+    while at < len {
+        let part = (len - at).min(buf.len() as u64) as usize;
+        fill(&mut buf[..part]);
+        file.pwrite(at, &buf[..part])?;
+        at += part as u64;
+    }
+    file.sync_data()?;
+    Ok(len)
 }
 
 fn write_tmp(disk: &dyn Disk, tmp: &str, data: &[u8]) -> Result<()> {

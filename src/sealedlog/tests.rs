@@ -237,7 +237,12 @@ fn a_set_goes_on_in_new_files_and_never_in_old_ones() {
     let open = || LogSet::open(Arc::new(disk.clone()), "logs", "known", owner(), Env::real()).unwrap();
     let contents = |set: &LogSet| {
         let mut all = Vec::new();
-        let tails = set.replay(|_, r| Ok(all.push(r.payload.to_vec()))).unwrap();
+        let tails = set
+            .replay(|_, r| {
+                all.push(r.payload.to_vec());
+                Ok(())
+            })
+            .unwrap();
         assert!(tails.iter().all(|(_, t)| *t == Tail::Clean));
         all
     };
