@@ -46,6 +46,8 @@ pub enum Kind {
     NoAttr,
     /// A result does not fit the caller's buffer.
     Range,
+    /// No data or hole at or behind this offset (ENXIO of lseek).
+    NoData,
     /// Too many links, files or handles.
     TooMany,
     /// Interrupted by a signal or by unmount.
@@ -77,6 +79,7 @@ impl Kind {
             Kind::Unsupported => libc::EOPNOTSUPP,
             Kind::NoAttr => libc::ENODATA,
             Kind::Range => libc::ERANGE,
+            Kind::NoData => libc::ENXIO,
             Kind::TooMany => libc::EMLINK,
             Kind::Interrupted => libc::EINTR,
         }
@@ -104,7 +107,7 @@ impl Kind {
                 "The stored bytes failed verification; see .smpfs/status and the quarantine. Restore the object from a backup or an older version of the bucket."
             }
             Kind::Unsupported => "This store or volume cannot do that.",
-            Kind::NoAttr | Kind::Range => "Check the attribute's name and size.",
+            Kind::NoAttr | Kind::Range | Kind::NoData => "Check the attribute's name and size.",
             Kind::TooMany => "Close some files or links and try again.",
             Kind::Interrupted => "Try again.",
             Kind::Bug => "This is a mistake in smpfs: please report it with the log.",
