@@ -2,15 +2,19 @@
 //!
 //! A store moves opaque bytes. It knows nothing of encryption, names or versions. Backends are one file or folder each;
 //! retry, time limits, bandwidth limits, metering and faults are decorators ([`layers`]). Every backend passes the one
-//! contract suite (`contract`, compiled for tests).
+//! contract suite, `tests/store.rs`.
 
 pub mod dir;
 pub mod layers;
 pub mod memory;
 mod open;
+pub mod probe;
+#[cfg(feature = "s3")]
+pub mod s3;
 pub mod url;
 
 pub use open::{Options, Stack, layer, open};
+pub use probe::probe;
 pub use url::StoreSpec;
 
 use crate::error::{Kind, Result, fail};

@@ -75,6 +75,7 @@ pub struct Stack {
     /// Whether it answers.
     pub health: Arc<Health>,
     probed: Arc<Probed>,
+    env: Env,
 }
 
 /// Opens the store that `spec` names. Nothing is asked of a remote store yet: a bucket that is absent or refuses shows at the
@@ -83,6 +84,9 @@ pub async fn open(spec: &StoreSpec, opts: &Options) -> Result<Stack> {
     let base: Arc<dyn Store> = match spec {
         StoreSpec::Dir { path } => Arc::new(DirStore::open(path, opts.create, opts.durable, opts.env.clone()).await?),
         StoreSpec::Memory { name } => MemoryStore::named(name),
+        #[cfg(feature = "s3")]
+        StoreSpec::S3(s3) => Arc::new(super::s3::S3Store::open(s3, opts).await?),
+        #[cfg(not(feature = "s3"))]
         StoreSpec::S3(_) => return fail(Kind::Unsupported, "this smpfs was built without S3 (cargo feature `s3`)"),
     };
     Ok(layer(base, opts))
@@ -106,12 +110,15 @@ pub fn layer(base: Arc<dyn Store>, opts: &Options) -> Stack {
     let store: Arc<dyn Store> = Arc::new(Wrap::new(store, retry));
     let store: Arc<dyn Store> = Arc::new(Wrap::new(store, Gate(health.clone())));
     let store: Arc<dyn Store> = Arc::new(Wrap::new(store, probed.clone()));
-    Stack { store, meter, health, probed }
+    Stack { store, meter, health, probed, env: opts.env.clone() }
 }
 
 impl Stack {
-    /// What the store can do, from now on also what `store.caps()` says.
-    pub fn set_caps(&self, caps: Capability) {
-        self.probed.set(caps);
+    /// Asks the store what it truly does (see [`probe`](super::probe::probe())); from now on `store.caps()` says so. Gives the
+    /// notes: one sentence for each thing that it claims and does not do.
+    pub async fn probe(&self) -> Result<Vec<String>> {
+        let found = probe(&*self.store, &*self.env.rng).await?;
+        self.probed.set(found.caps);
+        Ok(found.notes)
     }
 }

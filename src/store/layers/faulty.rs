@@ -45,7 +45,7 @@ pub struct Faulty {
     black_hole: AtomicBool,
     seen: [AtomicU64; Verb::ALL.len()],
     rules: Mutex<Vec<Rule>>,
-    rates: Mutex<Vec<(u32, Fault)>>,
+    rates: Mutex<Vec<(Option<Verb>, u32, Fault)>>,
     counts: Mutex<HashMap<u64, u32>>,
     old: Mutex<HashMap<String, Got>>,
 }
@@ -75,9 +75,9 @@ impl Faulty {
         self.rules.lock().push(Rule { verb, part: part.to_owned(), skip, times, fault });
     }
 
-    /// From now on `fault` hits about `per_mille` of a thousand requests.
-    pub fn seeded(&self, per_mille: u32, fault: Fault) {
-        self.rates.lock().push((per_mille, fault));
+    /// From now on `fault` hits about `per_mille` of a thousand requests of that kind (of any, with `None`).
+    pub fn seeded(&self, verb: Option<Verb>, per_mille: u32, fault: Fault) {
+        self.rates.lock().push((verb, per_mille, fault));
     }
 
     /// While on, no request is answered.
@@ -125,7 +125,7 @@ impl Faulty {
             return None;
         }
         let mut draw = self.draw(op, 0) % 1000;
-        for (per_mille, fault) in rates.iter() {
+        for (_, per_mille, fault) in rates.iter().filter(|(v, ..)| v.is_none_or(|v| v == op.verb)) {
             if draw < u64::from(*per_mille) {
                 return Some(*fault);
             }
@@ -274,7 +274,7 @@ mod tests {
         let mut runs = Vec::new();
         for seed in [7, 7, 8] {
             let (faulty, store) = store(seed);
-            faulty.seeded(300, Fault::Before(Kind::Unavailable));
+            faulty.seeded(None, 300, Fault::Before(Kind::Unavailable));
             let mut run = Vec::new();
             for _ in 0..200 {
                 run.push(put(&store, b"x").await.is_ok());
