@@ -1,0 +1,5 @@
+//! What several integration tests share.
+#![allow(dead_code, clippy::unwrap_used)]
+
+pub mod model;
+pub mod opgen;
