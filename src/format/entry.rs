@@ -9,6 +9,7 @@ use crate::crypto::secmem::SecretKey;
 use crate::error::{Error, Kind, Result};
 use crate::types::{DirId, FileId, Hash, NAME_MAX, Time};
 use std::fmt;
+use zeroize::Zeroizing;
 
 const CLASS: Failure = Failure::Index;
 /// Longest symlink target, bytes.
@@ -231,6 +232,27 @@ fn read_file(r: &mut Reader<'_>) -> Result<FileRef> {
 }
 
 impl Entry {
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        matches!(self.body, Body::Dir { .. })
+    }
+
+    /// The entry alone, as an index object holds it: for local sealed logs.
+    pub fn encode(&self) -> Result<Zeroizing<Vec<u8>>> {
+        self.check()?;
+        let mut w = Writer::with_capacity(self.encoded_len());
+        self.write(&mut w);
+        Ok(w.secret())
+    }
+
+    /// Reads what [`Entry::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Entry> {
+        let mut r = Reader::new(bytes, CLASS);
+        let entry = Entry::read(&mut r)?;
+        r.finish()?;
+        Ok(entry)
+    }
+
     /// Bytes that [`Entry::write`] appends.
     pub fn encoded_len(&self) -> usize {
         let xattrs: usize = self.xattrs.iter().map(|(name, value)| 1 + name.len() + 4 + value.len()).sum();

@@ -1,3 +1,2 @@
-//! Fs: the filesystem, joining tree, read and write.
-
+//! Fs
 pub mod status;

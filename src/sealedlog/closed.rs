@@ -127,7 +127,7 @@ impl ClosedLog {
     }
 
     /// Overwrites the wrapped key and removes the file.
-    pub fn destroy(self) -> Result<()> {
+    pub fn destroy(&self) -> Result<()> {
         erase(&*self.disk, &self.path, &*self.file)
     }
 }

@@ -1,0 +1,184 @@
+//! One file in use: its layers above the version in the bucket, and how far the bucket is behind.
+//!
+//! ```text
+//!            write, truncate            close, fsync, unmount          object and index written
+//!   clean ------------------> dirty ---------------------------> uploading ------------------> clean
+//!     ^  active empty          active layer       freeze(): active becomes frozen                |
+//!     |                          ^                  |  writes go to a new active layer           |
+//!     |                          |                  v                                            |
+//!     |                          +--- failed: the frozen layer stays, tried again with back-off  |
+//!     +------------------------------------------------------------------------------------------+
+//! ```
+//!
+//! Data that was acknowledged is in a spool log (and, after `fsync`, on the platter or in the bucket) until the index names the
+//! version that holds it. An unlinked file goes through the same states, but is never uploaded.
+
+use super::state::Place;
+use crate::crypto::secmem::SecretKey;
+use crate::error::{Error, Result};
+use crate::read::OpenObject;
+use crate::types::{FileId, Hash, Time};
+use crate::write::layer::Layer;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// The version in the bucket that the layers lie on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Generation, 1 or higher.
+    pub generation: u64,
+    /// Trailer hash.
+    pub trailer_hash: Hash,
+    /// Size of the plaintext in bytes.
+    pub size: u64,
+    /// Length of the object in bytes.
+    pub object_len: u64,
+    /// The object's key in the store.
+    pub key: String,
+}
+
+/// Layers and version: what a read is answered from.
+#[derive(Default)]
+pub struct Io {
+    /// The version below the layers; `None` for a file that was never uploaded.
+    pub version: Option<Version>,
+    /// The version, opened; `None` until first needed.
+    pub object: Option<Arc<OpenObject>>,
+    /// Being uploaded.
+    pub frozen: Option<Arc<Layer>>,
+    /// Size of the file when `frozen` was frozen.
+    pub frozen_size: u64,
+    /// Takes writes.
+    pub active: Layer,
+    /// Number of the next layer.
+    pub layers: u64,
+    /// Current size.
+    pub size: u64,
+}
+
+impl Io {
+    /// Whether reads come from the version alone.
+    pub fn is_clean(&self) -> bool {
+        self.active.is_clean() && self.frozen.is_none()
+    }
+
+    /// Fills `buf` from the layers; returns the ranges that must come from the version, already cut to what shows through.
+    pub fn fill(&self, start: u64, buf: &mut [u8]) -> Result<Vec<Range<u64>>> {
+        let all = start..start + buf.len() as u64;
+        let mut want = self.active.fill(start, buf, std::slice::from_ref(&all))?;
+        if let Some(frozen) = &self.frozen {
+            want = frozen.fill(start, buf, &want)?;
+        }
+        let size = self.version.as_ref().map_or(0, |v| v.size);
+        want.retain_mut(|r| {
+            r.end = r.end.min(size);
+            r.start < r.end
+        });
+        Ok(want)
+    }
+
+    /// Bytes of the version from here on are hidden by a truncation.
+    pub fn limit(&self) -> u64 {
+        self.active.limit().min(self.frozen.as_ref().map_or(u64::MAX, |f| f.limit()))
+    }
+}
+
+/// What can be asked without waiting.
+#[derive(Default)]
+pub struct Live {
+    /// Current size.
+    pub size: u64,
+    /// mtime and ctime of the last write, when newer than the entry's.
+    pub times: Option<Time>,
+    /// Counts changes of the contents.
+    pub changes: u64,
+    /// `changes` that the bucket and the index hold.
+    pub saved: u64,
+    /// The file has no version in the bucket yet.
+    pub unborn: bool,
+    /// An upload is queued or under way.
+    pub queued: bool,
+    /// Uploads that failed in a row.
+    pub failures: u32,
+    /// The error of the last one, kept for status and for whoever waits.
+    pub error: Option<Error>,
+    /// An error that close or fsync has still to report.
+    pub unreported: bool,
+    /// Has no name any more: nothing of it needs to reach the bucket.
+    pub unlinked: bool,
+    /// Bytes written since the last version.
+    pub unsaved_bytes: u64,
+    /// Bytes of the upload under way that the store has.
+    pub sent_bytes: u64,
+}
+
+impl Live {
+    /// Whether the bucket is behind.
+    pub fn dirty(&self) -> bool {
+        !self.unlinked && (self.unborn || self.changes > self.saved)
+    }
+}
+
+/// One file in use.
+pub struct File {
+    /// Its id.
+    pub id: FileId,
+    /// Its key.
+    pub key: SecretKey,
+    /// Layers and version. Readers share it, writers and version changes have it alone.
+    pub io: tokio::sync::RwLock<Io>,
+    /// Sizes, times and states that `getattr` and status ask for.
+    pub live: parking_lot::Mutex<Live>,
+    /// Held by whoever uploads it: one version at a time.
+    pub upload: tokio::sync::Mutex<()>,
+    /// Where it is now.
+    pub place: parking_lot::Mutex<Option<Place>>,
+    /// Open handles.
+    pub opens: AtomicU32,
+    /// Set when an upload finished or failed.
+    pub progress: tokio::sync::Notify,
+}
+
+impl File {
+    /// A file at a place, with the version that its entry names.
+    pub fn new(id: FileId, key: SecretKey, place: Option<Place>, version: Option<Version>) -> File {
+        let size = version.as_ref().map_or(0, |v| v.size);
+        File {
+            id,
+            key,
+            live: parking_lot::Mutex::new(Live { size, unborn: version.is_none(), ..Live::default() }),
+            io: tokio::sync::RwLock::new(Io { version, size, ..Io::default() }),
+            upload: tokio::sync::Mutex::default(),
+            place: parking_lot::Mutex::new(place),
+            opens: AtomicU32::new(0),
+            progress: tokio::sync::Notify::new(),
+        }
+    }
+
+    /// Whether nobody has it open and the bucket has all of it.
+    pub fn idle(&self) -> bool {
+        self.opens.load(Ordering::Acquire) == 0 && {
+            let live = self.live.lock();
+            !live.dirty() && !live.queued
+        }
+    }
+
+    /// Notes a change of the contents.
+    pub fn changed(&self, size: u64, now: Time, bytes: u64) {
+        let mut live = self.live.lock();
+        live.size = size;
+        live.times = Some(now);
+        live.changes += 1;
+        live.unsaved_bytes += bytes;
+    }
+
+    /// An error of an earlier upload that nobody was told of.
+    pub fn take_error(&self) -> Option<Error> {
+        let mut live = self.live.lock();
+        if !std::mem::take(&mut live.unreported) {
+            return None;
+        }
+        live.error.as_ref().map(Error::duplicate)
+    }
+}

@@ -1,0 +1,222 @@
+//! The journal: changes of names that were acknowledged and are not in the bucket yet, in a sealed log.
+//!
+//! Every change is appended before it shows; a record holds all names of one operation, so a rename is recovered whole. When an
+//! index write has landed its names are noted as done. What a replay leaves is put back as pending. The journal is begun anew
+//! when nothing is pending, and rewritten from memory when it grows beyond its bound.
+
+use crate::crypto::secmem::SecretKey;
+use crate::disk::Disk;
+use crate::env::Env;
+use crate::error::Result;
+use crate::format::failure::Failure;
+use crate::format::entry::{Body, Entry};
+use crate::format::wire::{Reader, Writer};
+use crate::sealedlog::{ClosedLog, LogOwner, SealedLog};
+use crate::types::DirId;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// Folder of the journal on its disk.
+pub const FOLDER: &str = "journal";
+const NAMES: u8 = 1;
+const DONE: u8 = 2;
+/// A journal longer than this is rewritten from memory.
+pub const REWRITE_BYTES: u64 = 64 << 20;
+/// A journal longer than this is begun anew when nothing is pending.
+pub const FRESH_BYTES: u64 = 1 << 20;
+
+/// One name's change.
+#[derive(Clone)]
+pub struct Line {
+    /// The directory.
+    pub dir: DirId,
+    /// Its key.
+    pub key: SecretKey,
+    /// The directory's own index is not in the bucket yet.
+    pub unborn: bool,
+    /// The name.
+    pub name: Vec<u8>,
+    /// Its entry from now on.
+    pub entry: Option<Arc<Entry>>,
+}
+
+/// What a replay found: the last change of every name that is not done.
+#[derive(Default)]
+pub struct Replayed {
+    /// By directory and name: change number and line.
+    pub names: BTreeMap<(DirId, Vec<u8>), (u64, Line)>,
+    /// The highest change number.
+    pub seq: u64,
+    /// Change numbers that are in the bucket: logs may be found in any order.
+    done: BTreeMap<(DirId, Vec<u8>), u64>,
+}
+
+/// See the head of this file.
+pub struct Journal {
+    disk: Arc<dyn Disk>,
+    owner: LogOwner,
+    env: Env,
+    log: Mutex<SealedLog>,
+}
+
+fn file_name(env: &Env) -> String {
+    format!("{FOLDER}/{}", data_encoding::HEXLOWER.encode(&env.random::<16>()))
+}
+
+impl Journal {
+    /// Reads what earlier mounts left. The logs are returned with it; destroy them once a new journal holds their content.
+    pub fn replay(disk: &Arc<dyn Disk>, owner: &LogOwner) -> Result<(Replayed, Vec<ClosedLog>)> {
+        disk.make_dir(FOLDER)?;
+        let mut logs = Vec::new();
+        let mut out = Replayed::default();
+        for found in disk.list(FOLDER)? {
+            let path = format!("{FOLDER}/{}", found.name);
+            let Some(log) = ClosedLog::open(disk.clone(), &path, owner)? else {
+                disk.remove(&path)?;
+                continue;
+            };
+            log.replay(|r| out.record(r.kind, &r.payload))?.check()?;
+            logs.push(log);
+        }
+        let done = std::mem::take(&mut out.done);
+        out.names.retain(|key, (seq, _)| done.get(key).is_none_or(|d| *d < *seq));
+        Ok((out, logs))
+    }
+
+    /// Begins a journal that holds `lines` (with their change numbers) from the start.
+    pub fn begin(disk: Arc<dyn Disk>, owner: LogOwner, env: Env, lines: &[(u64, Line)]) -> Result<Journal> {
+        let log = Self::fresh(&disk, &owner, &env, lines)?;
+        Ok(Journal { disk, owner, env, log: Mutex::new(log) })
+    }
+
+    fn fresh(disk: &Arc<dyn Disk>, owner: &LogOwner, env: &Env, lines: &[(u64, Line)]) -> Result<SealedLog> {
+        let log = SealedLog::create(disk.clone(), &file_name(env), owner, env)?;
+        for (seq, line) in lines {
+            log.append(NAMES, &encode_names(*seq, std::slice::from_ref(line))?)?;
+        }
+        log.sync()?;
+        Ok(log)
+    }
+
+    /// Notes the changes of one operation.
+    pub fn names(&self, seq: u64, lines: &[Line]) -> Result<()> {
+        let record = encode_names(seq, lines)?;
+        self.log.lock().append(NAMES, &record).map(|_| ()).map_err(|e| e.context("writing the journal"))
+    }
+
+    /// Notes that names of a directory are in the bucket as of their change numbers.
+    pub fn done<'a>(&self, dir: DirId, names: impl IntoIterator<Item = (&'a [u8], u64)>) -> Result<()> {
+        let log = self.log.lock();
+        let mut w = Writer::with_capacity(256);
+        w.bytes(&dir.0);
+        for (name, seq) in names {
+            w.u64(seq).u16(name.len() as u16).bytes(name);
+            if w.as_slice().len() > 512 << 10 {
+                log.append(DONE, w.as_slice())?;
+                w = Writer::with_capacity(256);
+                w.bytes(&dir.0);
+            }
+        }
+        log.append(DONE, w.as_slice()).map(|_| ())
+    }
+
+    /// Returns when everything noted so far is durable on the local disk.
+    pub fn sync(&self) -> Result<()> {
+        self.log.lock().sync().map_err(|e| e.context("writing the journal"))
+    }
+
+    /// Bytes of the journal.
+    pub fn len(&self) -> u64 {
+        self.log.lock().len()
+    }
+
+    /// Begins anew with `lines`, and drops the old journal. The caller holds the lock that orders changes.
+    pub fn rewrite(&self, lines: &[(u64, Line)]) -> Result<()> {
+        let fresh = Self::fresh(&self.disk, &self.owner, &self.env, lines)?;
+        let old = std::mem::replace(&mut *self.log.lock(), fresh);
+        old.destroy()
+    }
+
+    /// Removes the journal: nothing is pending, and the mount ends.
+    pub fn destroy(&self) -> Result<()> {
+        self.log.lock().destroy()
+    }
+}
+
+/// Flag of a line: the directory is unborn.
+const UNBORN: u8 = 1;
+/// Flag of a line: an entry follows.
+const ENTRY: u8 = 2;
+/// Flag of a line: the entry's file has no object yet (generation 0, which an entry in the bucket never has).
+const LOCAL: u8 = 4;
+
+fn encode_names(seq: u64, lines: &[Line]) -> Result<Zeroizing<Vec<u8>>> {
+    let mut w = Writer::with_capacity(512);
+    w.u64(seq).u16(lines.len() as u16);
+    for l in lines {
+        let local = matches!(l.entry.as_deref(), Some(Entry { body: Body::File(f), .. }) if f.generation == 0);
+        let flags = if l.unborn { UNBORN } else { 0 } | if l.entry.is_some() { ENTRY } else { 0 } | if local { LOCAL } else { 0 };
+        w.bytes(&l.dir.0).bytes(&l.key.expose()[..]).u8(flags).u16(l.name.len() as u16).bytes(&l.name);
+        if let Some(e) = &l.entry {
+            let mut e = Entry::clone(e);
+            if let Body::File(f) = &mut e.body {
+                f.generation = f.generation.max(1);
+            }
+            let bytes = e.encode()?;
+            w.u32(bytes.len() as u32).bytes(&bytes);
+        }
+    }
+    Ok(w.secret())
+}
+
+impl Replayed {
+    fn record(&mut self, kind: u8, payload: &[u8]) -> Result<()> {
+        let mut r = Reader::new(payload, Failure::Log);
+        match kind {
+            NAMES => {
+                let seq = r.u64()?;
+                self.seq = self.seq.max(seq);
+                for _ in 0..r.u16()? {
+                    let line = read_line(&mut r)?;
+                    let key = (line.dir, line.name.clone());
+                    if self.names.get(&key).is_none_or(|(s, _)| *s <= seq) {
+                        self.names.insert(key, (seq, line));
+                    }
+                }
+            }
+            DONE => {
+                let dir = DirId(r.array()?);
+                while r.left() > 0 {
+                    let seq = r.u64()?;
+                    let n = usize::from(r.u16()?);
+                    let key = (dir, r.bytes(n)?.to_vec());
+                    let done = self.done.entry(key).or_default();
+                    *done = seq.max(*done);
+                }
+            }
+            _ => return Failure::Log.fail("the journal holds a record that this version does not know"),
+        }
+        Ok(())
+    }
+}
+
+fn read_line(r: &mut Reader<'_>) -> Result<Line> {
+    let dir = DirId(r.array()?);
+    let key = SecretKey::new(r.slice()?);
+    let flags = r.u8()?;
+    let n = usize::from(r.u16()?);
+    let name = r.bytes(n)?.to_vec();
+    let entry = if flags & ENTRY != 0 {
+        let n = r.u32()? as usize;
+        let mut e = Entry::decode(r.bytes(n)?)?;
+        if let (true, Body::File(f)) = (flags & LOCAL != 0, &mut e.body) {
+            f.generation = 0;
+        }
+        Some(Arc::new(e))
+    } else {
+        None
+    };
+    Ok(Line { dir, key, unborn: flags & UNBORN != 0, name, entry })
+}

@@ -1,0 +1,317 @@
+//! What the filesystem holds in memory: inodes, directories, open files. One lock, never held across an await or any IO but the
+//! journal's append.
+//!
+//! **Lock order**: `Fs::state` first, then a file's `live`, then the journal. A file's `io` lock is taken before `state`, never
+//! while holding it.
+
+use super::file::File;
+use crate::error::{Kind, Result, fail};
+use crate::crypto::secmem::SecretKey;
+use crate::format::entry::{Body, Entry};
+use crate::ops::{Attr, FileType, Ino, ROOT};
+use crate::tree::dir::{Dir, Guard};
+use crate::tree::io::Remote;
+use crate::types::{DirId, FileId, Hash, Time};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The reserved name in the root directory under which the index keeps the root's own attributes.
+pub const ROOT_SELF: &[u8] = b".smpfs";
+/// Inode numbers with this bit belong to the control tree.
+pub const CONTROL_BIT: u64 = 1 << 63;
+
+/// Where an inode is: directory and name.
+pub type Place = (DirId, Vec<u8>);
+
+/// An inode that the kernel knows, or that is open.
+pub struct Node {
+    /// Where it is; `None` once unlinked (and for the root).
+    pub place: Option<Place>,
+    /// The last entry, for unlinked inodes.
+    pub entry: Arc<Entry>,
+    /// The kernel's lookup count.
+    pub lookups: u64,
+    /// Open handles.
+    pub opens: u32,
+    /// Kept until the last handle goes: the object of an unlinked file, its spool.
+    pub guards: Vec<Guard>,
+}
+
+/// A directory with its key and what the bucket holds of it.
+pub struct DirCell {
+    /// Names.
+    pub dir: Dir,
+    /// Its key.
+    pub key: SecretKey,
+    /// Its index objects in the bucket; `None` before loading, and for a directory that is not in the bucket yet.
+    pub remote: Option<Remote>,
+    /// Where its entry is; `None` for the root, and for one found by recovery only.
+    pub place: Option<Place>,
+    /// When the bucket was last asked.
+    pub fetched: Option<Instant>,
+    /// Its index is being written, or read again.
+    pub busy: bool,
+    /// Serialises loading.
+    pub loading: Arc<tokio::sync::Mutex<()>>,
+    /// Names changed since the parent's entry had its times set.
+    pub times: Option<Time>,
+    /// Inodes in memory that live here.
+    pub nodes: usize,
+    /// Failures in a row of writing its index.
+    pub failures: u32,
+    /// The last of them.
+    pub error: Option<crate::error::Error>,
+    /// Removed: nothing more is written.
+    pub dead: bool,
+}
+
+impl DirCell {
+    /// A cell around `dir`.
+    pub fn new(dir: Dir, key: SecretKey, place: Option<Place>) -> DirCell {
+        DirCell {
+            dir,
+            key,
+            remote: None,
+            place,
+            fetched: None,
+            busy: false,
+            loading: Arc::default(),
+            times: None,
+            nodes: 0,
+            failures: 0,
+            error: None,
+            dead: false,
+        }
+    }
+}
+
+/// Everything behind `Fs::state`.
+pub struct State {
+    /// Inodes.
+    pub nodes: HashMap<Ino, Node>,
+    /// Inode of a place, for those in `nodes`.
+    pub places: HashMap<Place, Ino>,
+    /// Directories.
+    pub dirs: HashMap<DirId, DirCell>,
+    /// Files that are open or have unsent data.
+    pub files: HashMap<FileId, Arc<File>>,
+    /// Directories whose index is not in the bucket yet.
+    pub unborn: HashSet<DirId>,
+    /// The root directory.
+    pub root: DirId,
+    /// Last change number.
+    pub seq: u64,
+}
+
+impl State {
+    /// The next change number.
+    pub fn next_seq(&mut self) -> u64 {
+        self.seq += 1;
+        self.seq
+    }
+
+    /// The directory behind an inode.
+    pub fn dir_of(&self, ino: Ino) -> Result<DirId> {
+        if ino == ROOT {
+            return Ok(self.root);
+        }
+        match self.entry(ino)?.body {
+            Body::Dir { dir_id, .. } => Ok(dir_id),
+            _ => fail(Kind::NotDir, "not a directory"),
+        }
+    }
+
+    /// A directory that was loaded.
+    pub fn loaded(&mut self, id: DirId) -> Result<&mut DirCell> {
+        match self.dirs.get_mut(&id) {
+            Some(c) if c.dir.is_loaded() => Ok(c),
+            // It was evicted or lost in between: the caller loads it again and tries once more.
+            _ => fail(Kind::Interrupted, "the directory has to be read again"),
+        }
+    }
+
+    /// The entry of an inode.
+    pub fn entry(&self, ino: Ino) -> Result<Arc<Entry>> {
+        let node = self.nodes.get(&ino).ok_or_else(|| crate::error::Error::new(Kind::Stale, "unknown inode"))?;
+        if let Some((dir, name)) = &node.place
+            && let Some(e) = self.dirs.get(dir).and_then(|c| c.dir.get(name))
+        {
+            return Ok(e.clone());
+        }
+        Ok(node.entry.clone())
+    }
+
+    /// The inode number of the entry at a place: the one in use, else one derived from what it is.
+    pub fn ino_at(&self, dir: DirId, entry: &Entry) -> Ino {
+        if let Some(&ino) = self.places.get(&(dir, entry.name.clone())) {
+            return ino;
+        }
+        let mut ino = derived_ino(dir, entry);
+        while self.nodes.contains_key(&ino) || ino <= ROOT {
+            ino = (ino + 1) & !CONTROL_BIT;
+        }
+        ino
+    }
+
+    /// Makes sure that the inode of an entry is in memory, raises its lookup count by `lookups`, and gives its number.
+    pub fn know(&mut self, dir: DirId, entry: &Arc<Entry>, lookups: u64) -> Ino {
+        let ino = self.ino_at(dir, entry);
+        if let Some(n) = self.nodes.get_mut(&ino) {
+            n.lookups += lookups;
+            return ino;
+        }
+        let place = (dir, entry.name.clone());
+        self.nodes
+            .insert(ino, Node { place: Some(place.clone()), entry: entry.clone(), lookups, opens: 0, guards: Vec::new() });
+        self.places.insert(place, ino);
+        if let Some(c) = self.dirs.get_mut(&dir) {
+            c.nodes += 1;
+        }
+        ino
+    }
+
+    /// Forgets an inode that nobody refers to. Returns guards to drop outside the lock.
+    pub fn release(&mut self, ino: Ino) -> Vec<Guard> {
+        let Some(n) = self.nodes.get(&ino) else { return Vec::new() };
+        if ino == ROOT || n.lookups > 0 || n.opens > 0 {
+            return Vec::new();
+        }
+        let Some(node) = self.nodes.remove(&ino) else { return Vec::new() };
+        if let Some(place) = node.place {
+            if let Some(c) = self.dirs.get_mut(&place.0) {
+                c.nodes = c.nodes.saturating_sub(1);
+            }
+            self.places.remove(&place);
+        }
+        node.guards
+    }
+
+    /// The inode at a place loses its name: it lives on while it is referred to.
+    pub fn unplace(&mut self, dir: DirId, name: &[u8], last: &Arc<Entry>) -> Option<Ino> {
+        let ino = self.places.remove(&(dir, name.to_vec()))?;
+        if let Some(n) = self.nodes.get_mut(&ino) {
+            n.place = None;
+            n.entry = last.clone();
+        }
+        if let Some(c) = self.dirs.get_mut(&dir) {
+            c.nodes = c.nodes.saturating_sub(1);
+        }
+        Some(ino)
+    }
+
+    /// The inode at `from` is now at `to`.
+    pub fn replace(&mut self, from: &Place, to: &Place) {
+        let Some(ino) = self.places.remove(from) else { return };
+        if let Some(c) = self.dirs.get_mut(&from.0) {
+            c.nodes = c.nodes.saturating_sub(1);
+        }
+        if let Some(c) = self.dirs.get_mut(&to.0) {
+            c.nodes += 1;
+        }
+        if let Some(n) = self.nodes.get_mut(&ino) {
+            n.place = Some(to.clone());
+        }
+        self.places.insert(to.clone(), ino);
+    }
+
+    /// Whether `dir` is `inside` or lies below it (as far as directories are known, and all on a path are).
+    pub fn lies_below(&self, mut dir: DirId, inside: DirId) -> bool {
+        for _ in 0..4096 {
+            if dir == inside {
+                return true;
+            }
+            match self.dirs.get(&dir).and_then(|c| c.place.as_ref()) {
+                Some((parent, _)) => dir = *parent,
+                None => return false,
+            }
+        }
+        false
+    }
+
+    /// The path of a place from the root, if all of it is known.
+    pub fn path(&self, place: &Place) -> Option<Vec<u8>> {
+        let mut parts = vec![place.1.clone()];
+        let mut dir = place.0;
+        while dir != self.root {
+            let (parent, name) = self.dirs.get(&dir)?.place.clone()?;
+            parts.push(name);
+            dir = parent;
+            if parts.len() > 4096 {
+                return None;
+            }
+        }
+        parts.reverse();
+        Some(parts.join(&b'/'))
+    }
+}
+
+/// A number for an inode that nobody uses yet: from its id, so that it is the same in every mount.
+pub fn derived_ino(dir: DirId, entry: &Entry) -> Ino {
+    let bytes: [u8; 8] = match &entry.body {
+        Body::File(f) => first8(&f.file_id.0),
+        Body::Dir { dir_id, .. } => first8(&dir_id.0),
+        _ => first8(&crate::crypto::hash::sha256(&[&dir.0, &entry.name])),
+    };
+    (u64::from_be_bytes(bytes) & !CONTROL_BIT).max(ROOT + 1)
+}
+
+fn first8(b: &[u8]) -> [u8; 8] {
+    let mut out = [0; 8];
+    out.copy_from_slice(&b[..8]);
+    out
+}
+
+/// The type of an entry.
+pub fn file_type(body: &Body) -> FileType {
+    match body {
+        Body::File(_) => FileType::File,
+        Body::Dir { .. } => FileType::Dir,
+        Body::Symlink(_) => FileType::Symlink,
+        Body::Fifo => FileType::Fifo,
+        Body::Socket => FileType::Socket,
+        Body::CharDevice { .. } => FileType::CharDev,
+        Body::BlockDevice { .. } => FileType::BlockDev,
+    }
+}
+
+/// Attributes of an entry. `links` is 2 + subdirectories for a directory, when known.
+pub fn attr_of(ino: Ino, e: &Entry, links: Option<u32>) -> Attr {
+    let size = match &e.body {
+        Body::File(f) => f.size,
+        Body::Symlink(t) => t.len() as u64,
+        Body::Dir { .. } => 4096,
+        _ => 0,
+    };
+    let rdev = match e.body {
+        Body::CharDevice { major, minor } | Body::BlockDevice { major, minor } => libc::makedev(major, minor),
+        _ => 0,
+    };
+    let a = &e.attributes;
+    Attr {
+        ino,
+        size,
+        blocks: size.div_ceil(512),
+        atime: a.atime,
+        mtime: a.mtime,
+        ctime: a.ctime,
+        btime: a.btime,
+        kind: file_type(&e.body),
+        perm: a.mode,
+        nlink: match e.body {
+            Body::Dir { .. } => links.unwrap_or(2),
+            _ => 1,
+        },
+        uid: a.uid,
+        gid: a.gid,
+        rdev,
+    }
+}
+
+/// The version of a file that an entry names: generation and trailer hash, or `None` before its first upload.
+pub fn pinned(e: &Entry) -> Option<(u64, Hash)> {
+    match &e.body {
+        Body::File(f) if f.generation > 0 => Some((f.generation, f.trailer_hash)),
+        _ => None,
+    }
+}

@@ -1,0 +1,315 @@
+//! Index objects to and from the bucket: verified against what this machine has seen, written by compare-and-swap.
+
+use crate::crypto::secmem::SecretKey;
+use crate::env::Env;
+use crate::error::{Error, Kind, Result};
+use crate::format::entry::Entry;
+use crate::format::failure::Failure;
+use crate::format::index::{DirRef, IndexNode, MAX_OBJECT, Role};
+use crate::format::keys::VolumeKeys;
+use crate::format::names::Place;
+use crate::store::{Capability, Cond, ETag, Span, Store};
+use crate::types::{DirId, Hash};
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use std::sync::Arc;
+
+/// A head with more entries than this is split into shards.
+pub const SPLIT_ABOVE: usize = 1024;
+/// Mean entries of a shard above which a directory is split further.
+const RESPLIT_ABOVE: usize = 4096;
+/// Every split makes this many times the shards.
+const SPLIT_BITS: u8 = 4;
+/// Most shard bits: 4 096 shards.
+const MAX_BITS: u8 = 12;
+/// Index objects in flight at once for one directory.
+const AT_ONCE: usize = 16;
+
+/// What this machine remembers of index objects: refuses rollbacks, forks and omissions.
+pub trait Memory: Send + Sync + 'static {
+    /// `Corrupt` when the version is older than one seen, or another of the same generation.
+    fn check(&self, key: &str, generation: u64, hash: &Hash) -> Result<()>;
+    /// Whether any version was ever seen.
+    fn seen(&self, key: &str) -> bool;
+    /// Notes a version that was accepted or written.
+    fn remember(&self, key: &str, generation: u64, hash: &Hash) -> Result<()>;
+    /// Notes that this machine deleted the object.
+    fn forget(&self, key: &str) -> Result<()>;
+}
+
+/// A version of an index object in the bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Generation.
+    pub generation: u64,
+    /// Index hash.
+    pub hash: Hash,
+    /// The store's tag.
+    pub etag: ETag,
+}
+
+/// A directory's index objects in the bucket.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    /// The head.
+    pub head: Version,
+    /// Shards are `2^bits`; 0 when the head holds the entries.
+    pub bits: u8,
+    /// Epoch of the shards.
+    pub epoch: u32,
+    /// The shards.
+    pub shards: Vec<Version>,
+}
+
+impl Remote {
+    /// The shard of a name.
+    pub fn shard_of(&self, name: &[u8]) -> u32 {
+        crate::format::index::shard_of(name, self.bits)
+    }
+
+    /// Number of objects that hold entries.
+    pub fn parts(&self) -> u32 {
+        1 << self.bits
+    }
+
+    /// Whether so many entries ask for a split.
+    pub fn wants_split(&self, entries: usize) -> bool {
+        match self.bits {
+            0 => entries > SPLIT_ABOVE,
+            b => b < MAX_BITS && entries > RESPLIT_ABOVE << b,
+        }
+    }
+}
+
+/// Index objects of one volume.
+pub struct IndexIo {
+    store: Arc<dyn Store>,
+    caps: Capability,
+    keys: Arc<VolumeKeys>,
+    memory: Arc<dyn Memory>,
+    env: Env,
+}
+
+fn dir_ref(id: DirId, key: &SecretKey) -> DirRef {
+    DirRef { dir_id: id, dir_key: key.clone() }
+}
+
+impl IndexIo {
+    /// Index objects in `store`.
+    pub fn new(store: Arc<dyn Store>, caps: Capability, keys: Arc<VolumeKeys>, memory: Arc<dyn Memory>, env: Env) -> IndexIo {
+        IndexIo { store, caps, keys, memory, env }
+    }
+
+    /// Keys of a directory's index objects.
+    pub fn keys_of(&self, id: DirId, remote: &Remote) -> Vec<String> {
+        let mut keys = vec![self.keys.index_key(&id, Place::HEAD)];
+        if remote.bits > 0 {
+            keys.extend((0..remote.parts()).map(|slot| self.keys.index_key(&id, Place { epoch: remote.epoch, slot })));
+        }
+        keys
+    }
+
+    /// Forgets an object that this machine deletes.
+    pub fn forget(&self, key: &str) -> Result<()> {
+        self.memory.forget(key)
+    }
+
+    async fn fetch(&self, dir: &DirRef, place: Place) -> Result<(IndexNode, Version)> {
+        let key = self.keys.index_key(&dir.dir_id, place);
+        let mut again = false;
+        loop {
+            match self.fetch_once(dir, place, &key).await {
+                // A second look past every cache before anybody is told that the bucket lies.
+                Err(e) if e.kind() == Kind::Corrupt && !again => again = true,
+                done => return done,
+            }
+        }
+    }
+
+    async fn fetch_once(&self, dir: &DirRef, place: Place, key: &str) -> Result<(IndexNode, Version)> {
+        let got = match self.store.get(key, Span::Whole { max: MAX_OBJECT }, None).await {
+            Ok(got) => got,
+            Err(e) if e.kind() == Kind::NotFound => {
+                return Err(Failure::Omission.error("an index object that must exist is gone from the bucket"));
+            }
+            Err(e) => return Err(e),
+        };
+        let (node, hash) = IndexNode::open(&self.keys, dir, place, &got.bytes)?;
+        self.memory.check(key, node.generation, &hash)?;
+        self.memory.remember(key, node.generation, &hash)?;
+        let version = Version { generation: node.generation, hash, etag: got.meta.etag };
+        Ok((node, version))
+    }
+
+    /// Reads a whole directory.
+    pub async fn load(&self, id: DirId, key: &SecretKey) -> Result<(Remote, Vec<Arc<Entry>>)> {
+        let dir = dir_ref(id, key);
+        // A split between head and shards makes a shard vanish: look at the head again then.
+        for last in [false, false, true] {
+            let (node, head) = self.fetch(&dir, Place::HEAD).await?;
+            let Role::Head { shard_bits, epoch } = node.role else {
+                return Err(Failure::Index.error("a shard lies in the place of a head"));
+            };
+            let mut remote = Remote { head, bits: shard_bits, epoch, shards: Vec::new() };
+            if shard_bits == 0 {
+                return Ok((remote, node.entries.into_iter().map(Arc::new).collect()));
+            }
+            match self.load_shards(&dir, &remote).await {
+                Ok((shards, entries)) => {
+                    remote.shards = shards;
+                    return Ok((remote, entries));
+                }
+                Err(e) if !last && Failure::of(&e) == Some(Failure::Omission) => continue,
+                Err(e) => return Err(e),
+            }
+        }
+        Err(Error::new(Kind::Stale, "the directory keeps being split"))
+    }
+
+    async fn load_shards(&self, dir: &DirRef, remote: &Remote) -> Result<(Vec<Version>, Vec<Arc<Entry>>)> {
+        let parts: Vec<(IndexNode, Version)> = stream::iter(0..remote.parts())
+            .map(|slot| self.fetch(dir, Place { epoch: remote.epoch, slot }))
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await?;
+        let mut shards = Vec::with_capacity(parts.len());
+        let mut entries = Vec::new();
+        for (node, version) in parts {
+            entries.extend(node.entries.into_iter().map(Arc::new));
+            shards.push(version);
+        }
+        Ok((shards, entries))
+    }
+
+    /// Reads one part of a directory again: the head without shards, or a shard. `Stale` when the directory was split meanwhile.
+    pub async fn reload_part(&self, id: DirId, key: &SecretKey, remote: &Remote, part: u32) -> Result<(Version, Vec<Arc<Entry>>)> {
+        let dir = dir_ref(id, key);
+        let place = match remote.bits {
+            0 => Place::HEAD,
+            _ => Place { epoch: remote.epoch, slot: part },
+        };
+        let (node, version) = self.fetch(&dir, place).await.map_err(|e| match Failure::of(&e) {
+            Some(Failure::Omission) if remote.bits > 0 => Error::new(Kind::Stale, "the directory was split"),
+            _ => e,
+        })?;
+        if node.frozen || matches!(node.role, Role::Head { shard_bits, .. } if shard_bits != remote.bits) {
+            return Err(Error::new(Kind::Stale, "the directory is being split"));
+        }
+        Ok((version, node.entries.into_iter().map(Arc::new).collect()))
+    }
+
+    /// Whether the bucket holds other versions than `remote` says.
+    pub async fn changed(&self, id: DirId, remote: &Remote) -> Result<bool> {
+        let mut places = vec![(Place::HEAD, &remote.head)];
+        places.extend(remote.shards.iter().zip(0..).map(|(v, slot)| (Place { epoch: remote.epoch, slot }, v)));
+        let differs: Vec<bool> = stream::iter(places)
+            .map(|(place, version)| async move {
+                match self.store.head(&self.keys.index_key(&id, place)).await {
+                    Ok(meta) => Ok(meta.etag != version.etag),
+                    Err(e) if e.kind() == Kind::NotFound => Ok(true),
+                    Err(e) => Err(e),
+                }
+            })
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await?;
+        Ok(differs.contains(&true))
+    }
+
+    async fn put(&self, dir: &DirRef, node: &IndexNode, old: Option<&Version>) -> Result<Version> {
+        let place = node.role.place();
+        let key = self.keys.index_key(&dir.dir_id, place);
+        let (bytes, hash) = node.seal(&self.keys, dir, &self.env.random())?;
+        // Stores without conditions take one writer at a time; the mount has made sure of that.
+        let cond = match old {
+            Some(v) if self.caps.put_if_match => Cond::Match(v.etag.clone()),
+            None if self.caps.put_if_absent => Cond::Absent,
+            _ => Cond::Any,
+        };
+        let meta = self.store.put(&key, vec![Bytes::from(bytes)], cond).await?;
+        self.memory.remember(&key, node.generation, &hash)?;
+        Ok(Version { generation: node.generation, hash, etag: meta.etag })
+    }
+
+    /// Writes the first head of a new directory.
+    pub async fn create(&self, id: DirId, key: &SecretKey, entries: &[Arc<Entry>]) -> Result<Remote> {
+        let dir = dir_ref(id, key);
+        let node = node(Role::Head { shard_bits: 0, epoch: 0 }, None, entries);
+        let head = self.put(&dir, &node, None).await?;
+        Ok(Remote { head, bits: 0, epoch: 0, shards: Vec::new() })
+    }
+
+    /// Writes the next version of one part: the head without shards, or a shard.
+    pub async fn write_part(&self, id: DirId, key: &SecretKey, remote: &Remote, part: u32, entries: &[Arc<Entry>]) -> Result<Version> {
+        let dir = dir_ref(id, key);
+        let (role, old) = match remote.bits {
+            0 => (Role::Head { shard_bits: 0, epoch: remote.epoch }, &remote.head),
+            b => (Role::Shard { shard_bits: b, epoch: remote.epoch, slot: part }, &remote.shards[part as usize]),
+        };
+        self.put(&dir, &node(role, Some(old), entries), Some(old)).await
+    }
+
+    /// Splits a directory that holds `entries` (all of them) into more shards: new shards, then the head, then the old shards
+    /// go. `Stale` when somebody else changed it meanwhile; nothing is lost then, and only unused shards may be left over.
+    pub async fn split(&self, id: DirId, key: &SecretKey, remote: &Remote, entries: &[Arc<Entry>]) -> Result<Remote> {
+        let dir = dir_ref(id, key);
+        let (bits, epoch) = (remote.bits + SPLIT_BITS, remote.epoch + 1);
+        if remote.bits > 0 {
+            self.freeze(&dir, remote, entries).await?;
+        }
+        let shards: Vec<Version> = stream::iter(0..1u32 << bits)
+            .map(|slot| {
+                let dir = &dir;
+                async move {
+                    let mine: Vec<Arc<Entry>> = entries
+                        .iter()
+                        .filter(|e| crate::format::index::shard_of(&e.name, bits) == slot)
+                        .cloned()
+                        .collect();
+                    let role = Role::Shard { shard_bits: bits, epoch, slot };
+                    match self.put(dir, &node(role, None, &mine), None).await {
+                        // Left over from a split that did not finish: take its place.
+                        Err(e) if e.kind() == Kind::Stale => {
+                            let (_, version) = self.fetch(dir, role.place()).await?;
+                            self.put(dir, &node(role, Some(&version), &mine), Some(&version)).await
+                        }
+                        done => done,
+                    }
+                }
+            })
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await?;
+        let head = node(Role::Head { shard_bits: bits, epoch }, Some(&remote.head), &[]);
+        let head = self.put(&dir, &head, Some(&remote.head)).await?;
+        for slot in 0..if remote.bits > 0 { remote.parts() } else { 0 } {
+            let key = self.keys.index_key(&id, Place { epoch: remote.epoch, slot });
+            self.memory.forget(&key)?;
+            if let Err(e) = self.store.delete(&key).await {
+                tracing::debug!("an old shard stays behind: {e}");
+            }
+        }
+        Ok(Remote { head, bits, epoch, shards })
+    }
+
+    /// Marks all shards as frozen, so that no other machine writes to them while they are being replaced.
+    async fn freeze(&self, dir: &DirRef, remote: &Remote, entries: &[Arc<Entry>]) -> Result<()> {
+        for (slot, old) in (0u32..).zip(&remote.shards) {
+            let mine: Vec<Arc<Entry>> = entries.iter().filter(|e| remote.shard_of(&e.name) == slot).cloned().collect();
+            let role = Role::Shard { shard_bits: remote.bits, epoch: remote.epoch, slot };
+            self.put(dir, &IndexNode { frozen: true, ..node(role, Some(old), &mine) }, Some(old)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The version of an index object after `old`.
+fn node(role: Role, old: Option<&Version>, entries: &[Arc<Entry>]) -> IndexNode {
+    IndexNode {
+        role,
+        frozen: false,
+        generation: old.map_or(1, |v| v.generation + 1),
+        previous: old.map_or(Hash::ZERO, |v| v.hash),
+        entries: entries.iter().map(|e| Entry::clone(e)).collect(),
+    }
+}

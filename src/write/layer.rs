@@ -1,0 +1,265 @@
+//! A layer: what programs wrote to a file since a version of it, as extents over sealed spool logs.
+//!
+//! A file has an `active` layer that takes writes and perhaps a `frozen` one that is being uploaded, above the version in the
+//! bucket. A read asks the layers from the top down ([`Layer::fill`]): each fills what it has and names the gaps, which the
+//! layer below fills, but only below the upper layer's `limit`: beyond it the file was cut, and the gap is zeros.
+
+use super::extents::{ExtentMap, Source};
+use super::spool::{Head, Spool, SpoolLog};
+use crate::error::Result;
+use crate::sealedlog::RecordPos;
+use crate::types::CHUNK_SIZE;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Longest data of one spool record: a read of a few bytes decrypts one record.
+pub const RECORD_DATA: usize = CHUNK_SIZE;
+/// Bytes in front of the data of a record: the file offset.
+pub const RECORD_HEAD: usize = 8;
+
+/// A record in one of a layer's logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pos {
+    log: u16,
+    record: RecordPos,
+}
+
+/// Types of spool records.
+pub mod record {
+    /// First record of a log: what file the log belongs to.
+    pub const HEAD: u8 = 1;
+    /// `offset u64 | data`.
+    pub const DATA: u8 = 2;
+    /// `size u64`: the file was cut or grown to this size.
+    pub const SIZE: u8 = 3;
+    /// `start u64 | end u64`: zeros.
+    pub const ZERO: u8 = 4;
+    /// `generation u64 | trailer hash`: the version that is about to be written from this layer.
+    pub const INTENT: u8 = 5;
+}
+
+/// What a replayed record says of the file's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SizeChange {
+    /// Nothing.
+    None,
+    /// It reaches at least here.
+    AtLeast(u64),
+    /// It is this.
+    To(u64),
+}
+
+impl SizeChange {
+    /// The size after it.
+    pub fn apply(self, size: u64) -> u64 {
+        match self {
+            SizeChange::None => size,
+            SizeChange::AtLeast(n) => size.max(n),
+            SizeChange::To(n) => n,
+        }
+    }
+}
+
+/// See the head of this file.
+pub struct Layer {
+    map: ExtentMap<Pos>,
+    limit: u64,
+    logs: Vec<Arc<SpoolLog>>,
+    bytes: u64,
+}
+
+impl Default for Layer {
+    fn default() -> Self {
+        Layer { map: ExtentMap::default(), limit: u64::MAX, logs: Vec::new(), bytes: 0 }
+    }
+}
+
+impl Layer {
+    /// Whether nothing was written to it.
+    pub fn is_clean(&self) -> bool {
+        self.map.is_empty() && self.limit == u64::MAX
+    }
+
+    /// Bytes of the layers below from here on do not show.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Number of extents.
+    pub fn extents(&self) -> usize {
+        self.map.count()
+    }
+
+    /// Bytes of data ever written to it.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Its spool logs.
+    pub fn logs(&self) -> &[Arc<SpoolLog>] {
+        &self.logs
+    }
+
+    /// The log that takes new records, made on first use.
+    fn log(&mut self, spool: &Spool, head: impl FnOnce() -> Head) -> Result<(u16, Arc<SpoolLog>)> {
+        if self.logs.is_empty() {
+            self.logs.push(spool.create(&head())?);
+        }
+        let i = self.logs.len() - 1;
+        Ok((i as u16, self.logs[i].clone()))
+    }
+
+    /// Writes `data` at `offset`. On an error nothing of the failed record is visible; records before it are.
+    ///
+    /// Returns how many bytes were written before an error, or all.
+    pub fn write(&mut self, spool: &Spool, head: impl FnOnce() -> Head, offset: u64, data: &[u8]) -> (u64, Result<()>) {
+        let (index, log) = match self.log(spool, head) {
+            Ok(l) => l,
+            Err(e) => return (0, Err(e)),
+        };
+        let mut at = offset;
+        for piece in data.chunks(RECORD_DATA) {
+            let appended = spool.append(&log, record::DATA, &[&at.to_be_bytes(), piece]);
+            let record = match appended {
+                Ok(r) => r,
+                Err(e) => return (at - offset, Err(e)),
+            };
+            let end = at + piece.len() as u64;
+            self.map.insert(at, end, Source::Record { pos: Pos { log: index, record }, skip: 0 });
+            self.bytes += piece.len() as u64;
+            at = end;
+        }
+        (at - offset, Ok(()))
+    }
+
+    /// The file's size becomes `size`: what lies beyond is gone, in this layer and from below.
+    pub fn resize(&mut self, spool: &Spool, head: impl FnOnce() -> Head, size: u64) -> Result<()> {
+        let (_, log) = self.log(spool, head)?;
+        spool.append(&log, record::SIZE, &[&size.to_be_bytes()])?;
+        self.apply_size(size);
+        Ok(())
+    }
+
+    /// Notes in the log which version is about to be written.
+    pub fn intend(&self, spool: &Spool, generation: u64, trailer_hash: &[u8; 32]) -> Result<()> {
+        match self.logs.last() {
+            Some(log) => spool.append(log, record::INTENT, &[&generation.to_be_bytes(), trailer_hash]).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Everything so far is durable on the local disk.
+    pub fn sync(&self) -> Result<()> {
+        self.logs.iter().try_for_each(|l| l.sync())
+    }
+
+    fn apply_size(&mut self, size: u64) {
+        self.map.remove(size, u64::MAX);
+        self.limit = self.limit.min(size);
+    }
+
+    /// One record of a log found after a crash; [`Layer::adopt`] follows when all of its records were given.
+    pub fn replay(&mut self, kind: u8, payload: &[u8], at: RecordPos) -> SizeChange {
+        let log = self.logs.len() as u16;
+        let number = |i: usize| payload.get(i..i + 8).and_then(|b| b.try_into().ok()).map(u64::from_be_bytes);
+        match (kind, number(0), number(8)) {
+            (record::DATA, Some(start), _) => {
+                let end = start.saturating_add((payload.len() - RECORD_HEAD) as u64);
+                self.map.insert(start, end, Source::Record { pos: Pos { log, record: at }, skip: 0 });
+                self.bytes += end - start;
+                SizeChange::AtLeast(end)
+            }
+            (record::ZERO, Some(start), Some(end)) => {
+                self.map.insert(start, end, Source::Zero);
+                SizeChange::None
+            }
+            (record::SIZE, Some(size), _) => {
+                self.apply_size(size);
+                SizeChange::To(size)
+            }
+            _ => SizeChange::None,
+        }
+    }
+
+    /// Takes the log whose records were replayed.
+    pub fn adopt(&mut self, log: Arc<SpoolLog>) {
+        self.logs.push(log);
+    }
+
+    /// Puts the layer `upper`, which lies above this one, on top of it: one layer with both logs.
+    pub fn stack(&mut self, upper: Layer) {
+        if upper.limit != u64::MAX {
+            self.apply_size(upper.limit);
+        }
+        let shift = self.logs.len() as u16;
+        for (start, end, source) in upper.map.iter() {
+            let source = match source {
+                Source::Zero => Source::Zero,
+                Source::Record { pos, skip } => Source::Record { pos: Pos { log: pos.log + shift, ..pos }, skip },
+            };
+            self.map.insert(start, end, source);
+        }
+        self.logs.extend(upper.logs);
+        self.bytes += upper.bytes;
+    }
+
+    /// Fills the parts of `buf` (which begins at file offset `start`, and holds zeros) that this layer knows, within `want`.
+    /// Returns the parts that the layer below must fill.
+    pub fn fill(&self, start: u64, buf: &mut [u8], want: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
+        let mut gaps = Vec::new();
+        let mut last: Option<(Pos, zeroize::Zeroizing<Vec<u8>>)> = None;
+        for range in want {
+            for piece in self.map.pieces(range.start, range.end) {
+                match piece.source {
+                    None => {
+                        let end = piece.end.min(self.limit);
+                        if piece.start < end {
+                            gaps.push(piece.start..end);
+                        }
+                    }
+                    Some(Source::Zero) => {}
+                    Some(Source::Record { pos, skip }) => {
+                        if last.as_ref().is_none_or(|(p, _)| *p != pos) {
+                            last = Some((pos, self.logs[usize::from(pos.log)].read(pos.record)?));
+                        }
+                        if let Some((_, data)) = &last {
+                            let from = RECORD_HEAD + skip as usize;
+                            let len = (piece.end - piece.start) as usize;
+                            let bytes = data.get(from..from + len).ok_or_else(short_record)?;
+                            let to = (piece.start - start) as usize;
+                            buf[to..to + len].copy_from_slice(bytes);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(gaps)
+    }
+
+    /// How the layer touches a range, for the upload's plan.
+    pub fn touch(&self, range: Range<u64>) -> super::plan::Touch {
+        use super::plan::Touch;
+        let pieces = self.map.pieces(range.start, range.end);
+        if pieces.iter().all(|p| p.source.is_none()) {
+            Touch::None
+        } else if pieces.iter().all(|p| p.source == Some(Source::Zero)) {
+            Touch::Zeroed
+        } else {
+            Touch::Data
+        }
+    }
+
+    /// Whether data of this layer alone makes up all of `range`.
+    pub fn covers(&self, range: Range<u64>) -> bool {
+        self.map.covers(range.start, range.end)
+    }
+
+    /// First data byte at or after `from`, and first gap at or after it: for SEEK_DATA and SEEK_HOLE.
+    pub fn has_data(&self, range: Range<u64>) -> bool {
+        self.map.touches(range.start, range.end)
+    }
+}
+
+fn short_record() -> crate::error::Error {
+    crate::error::Error::new(crate::error::Kind::Corrupt, "a spool record is shorter than its extent")
+}

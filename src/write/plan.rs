@@ -1,0 +1,161 @@
+//! What a new version of a file is made of: which segments are sealed anew, kept or holes, and which parts upload them. Pure.
+
+use std::ops::Range;
+
+/// What becomes of a segment in the next version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegPlan {
+    /// Sealed anew from spool, old version and zeros.
+    Fresh,
+    /// Its bytes and record are those of the old version.
+    Keep,
+    /// Zeros: no bytes in the object.
+    Hole,
+}
+
+/// The old version, as far as the plan needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Old {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Bytes from here on must not show through (the file was cut shorter meanwhile).
+    pub visible: u64,
+}
+
+/// How the layers above the old version touch a range of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touch {
+    /// Not at all.
+    None,
+    /// With zeros only, and all of it.
+    Zeroed,
+    /// With data, or in part.
+    Data,
+}
+
+/// Plans the segments of a file of `size` bytes with segments of `seg` bytes.
+///
+/// `old_hole(k)` tells whether segment `k` of the old version is a hole; `touch(range)` how the layers touch a range.
+pub fn segments(
+    size: u64,
+    seg: u64,
+    old: Old,
+    old_hole: impl Fn(u64) -> bool,
+    touch: impl Fn(Range<u64>) -> Touch,
+) -> Vec<SegPlan> {
+    let n = size.div_ceil(seg);
+    let visible = old.visible.min(old.size);
+    (0..n)
+        .map(|k| {
+            let (start, end) = (k * seg, ((k + 1) * seg).min(size));
+            match touch(start..end) {
+                Touch::Zeroed => return SegPlan::Hole,
+                Touch::Data => return SegPlan::Fresh,
+                Touch::None => {}
+            }
+            if start >= visible || old_hole(k) {
+                return SegPlan::Hole;
+            }
+            let old_end = ((k + 1) * seg).min(old.size);
+            if visible >= old_end && old_end == end { SegPlan::Keep } else { SegPlan::Fresh }
+        })
+        .collect()
+}
+
+/// Limits of a store's multipart uploads.
+#[derive(Clone, Copy, Debug)]
+pub struct PartLimits {
+    /// Most parts of an upload.
+    pub max_parts: u32,
+}
+
+/// Up to this part number a part holds one segment; later ones hold [`GROUP`].
+const SINGLE_PARTS: u64 = 2000;
+/// Segments of a late part: 64 MiB at the default geometry.
+const GROUP: u64 = 8;
+
+impl PartLimits {
+    fn tiered(self) -> bool {
+        self.max_parts <= 100_000
+    }
+
+    /// The stored segments (counted from 0) that part `number` (from 1) holds.
+    ///
+    /// It depends on the number alone, so that a writer can upload parts before it knows how long the file will be.
+    pub fn body_part(self, number: u32) -> Range<u64> {
+        let p = u64::from(number) - 1;
+        if !self.tiered() || p < SINGLE_PARTS {
+            return p..p + 1;
+        }
+        let start = SINGLE_PARTS + (p - SINGLE_PARTS) * GROUP;
+        start..start + GROUP
+    }
+
+    /// How many parts hold `stored` segments (manifest and trailer take one more).
+    pub fn body_parts(self, stored: u64) -> u64 {
+        if !self.tiered() || stored <= SINGLE_PARTS {
+            return stored;
+        }
+        SINGLE_PARTS + (stored - SINGLE_PARTS).div_ceil(GROUP)
+    }
+
+    /// Whether an object of `stored` segments can be uploaded in parts.
+    pub fn fits(self, stored: u64) -> bool {
+        self.body_parts(stored) < u64::from(self.max_parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const S: u64 = 100;
+
+    fn plan(size: u64, old: u64, visible: u64, touched: &[Range<u64>]) -> Vec<SegPlan> {
+        segments(size, S, Old { size: old, visible }, |_| false, |r| {
+            if touched.iter().any(|t| t.start < r.end && r.start < t.end) { Touch::Data } else { Touch::None }
+        })
+    }
+
+    #[test]
+    fn untouched_segments_are_kept() {
+        use SegPlan::*;
+        assert_eq!(plan(350, 350, u64::MAX, &[]), [Keep, Keep, Keep, Keep]);
+        assert_eq!(plan(350, 350, u64::MAX, &[120..130]), [Keep, Fresh, Keep, Keep]);
+    }
+
+    #[test]
+    fn growing_rewrites_the_short_last_segment_and_leaves_holes() {
+        use SegPlan::*;
+        assert_eq!(plan(550, 250, u64::MAX, &[520..550]), [Keep, Keep, Fresh, Hole, Hole, Fresh]);
+        assert_eq!(plan(300, 200, u64::MAX, &[]), [Keep, Keep, Hole]);
+    }
+
+    #[test]
+    fn cut_and_grown_again_hides_the_old_bytes() {
+        use SegPlan::*;
+        assert_eq!(plan(350, 350, 150, &[]), [Keep, Fresh, Hole, Hole]);
+        assert_eq!(plan(150, 350, 150, &[]), [Keep, Fresh]);
+        assert_eq!(plan(0, 350, 0, &[]), []);
+    }
+
+    proptest! {
+        #[test]
+        fn parts_cover_all_segments_once(stored in 0u64..60_000, max in prop_oneof![Just(10_000u32), Just(10_000_000u32)]) {
+            let l = PartLimits { max_parts: max };
+            let n = l.body_parts(stored);
+            let mut at = 0;
+            for p in 1..=n {
+                let r = l.body_part(p as u32);
+                prop_assert_eq!(r.start, at);
+                at = r.end;
+            }
+            prop_assert!(at >= stored);
+            if n > 0 {
+                prop_assert!(l.body_part(n as u32).start < stored);
+            }
+            prop_assert!(l.fits(stored));
+        }
+    }
+}

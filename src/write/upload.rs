@@ -1,0 +1,407 @@
+//! One version of a file on its way into the bucket: seal what changed, keep what did not, put it together atomically.
+//!
+//! Objects up to [`SINGLE_PUT`] go in one conditional PUT. Larger ones are multipart uploads: parts of whole segments (the first
+//! with the header in front), made by copying inside the store where nothing in them changed, and a last part with manifest and
+//! trailer. Until the final request the old version is untouched.
+
+use super::plan::{PartLimits, SegPlan};
+use crate::crypto::secmem::SecretKey;
+use crate::env::Env;
+use crate::error::{Error, Kind, Result, fail};
+use crate::format::geometry::{HEADER_LEN, Layout};
+use crate::format::header::Header;
+use crate::format::keys::VolumeKeys;
+use crate::format::manifest::{Hints, Manifest, Record};
+use crate::format::object::{NewVersion, SealedRoot, seal_root};
+use crate::format::params::Params;
+use crate::format::segment::{SegmentAt, fresh_secret, seal_segment};
+use crate::store::{Capability, Cond, ETag, Meta, Part, PartAt, Store, UploadId};
+use crate::types::{FileId, Hash};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
+
+/// Objects up to this length are written with one PUT.
+pub const SINGLE_PUT: u64 = 16 << 20;
+/// Parts of one upload under way at once.
+const PARTS_AT_ONCE: usize = 4;
+
+/// Where the plaintext of a new version comes from.
+#[async_trait]
+pub trait Plain: Send + Sync {
+    /// Plaintext bytes of `range`, from layers, old version and zeros.
+    async fn plain(&self, range: Range<u64>) -> Result<Zeroizing<Vec<u8>>>;
+}
+
+/// The old version, for segments that stay as they are.
+#[derive(Clone)]
+pub struct OldObject {
+    /// Its key.
+    pub key: String,
+    /// Its tag.
+    pub etag: ETag,
+    /// Where its segments lie.
+    pub layout: Layout,
+    /// Their records.
+    pub records: Arc<[Record]>,
+}
+
+/// What uploads share: the store, its limits, the keys, and bounds on memory.
+pub struct Uploader {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// What it can do.
+    pub caps: Capability,
+    /// The volume's keys.
+    pub keys: Arc<VolumeKeys>,
+    /// The volume's constants.
+    pub params: Params,
+    /// Clock and randomness.
+    pub env: Env,
+    /// KiB of sealed bytes that uploads may hold at once.
+    pub memory: Arc<Semaphore>,
+    /// Its size in KiB.
+    pub memory_kib: u32,
+    /// Counts segment secrets of this process.
+    pub counter: AtomicU64,
+}
+
+/// A version to write.
+pub struct Job {
+    /// The file.
+    pub file_id: FileId,
+    /// Its key.
+    pub file_key: SecretKey,
+    /// Generation to write.
+    pub generation: u64,
+    /// Trailer hash of the version before, or zeros.
+    pub previous: Hash,
+    /// Key of the object.
+    pub key: String,
+    /// What the store must hold there.
+    pub cond: Cond,
+    /// Plaintext size.
+    pub size: u64,
+    /// Hints for recovery.
+    pub hints: Hints,
+    /// What becomes of each segment.
+    pub plan: Vec<SegPlan>,
+    /// The version before, when segments are kept.
+    pub old: Option<OldObject>,
+    /// Parts uploaded ahead, whose segments did not change since.
+    pub started: Option<Started>,
+}
+
+/// A multipart upload begun before the file was complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The upload.
+    pub id: UploadId,
+    /// Finished parts and the records of their segments.
+    pub parts: BTreeMap<u32, (Part, Vec<Record>)>,
+}
+
+/// A version that is in the bucket.
+pub struct Written {
+    /// Its root.
+    pub root: SealedRoot,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// The store's word for it.
+    pub meta: Meta,
+    /// Its key.
+    pub key: String,
+    /// Generation.
+    pub generation: u64,
+}
+
+/// The sealed bytes of some segments, and their records.
+struct SealedPart {
+    body: Vec<Bytes>,
+    records: Vec<Record>,
+}
+
+impl Uploader {
+    /// Limits of parts on this store.
+    pub fn limits(&self) -> PartLimits {
+        PartLimits { max_parts: self.caps.max_parts }
+    }
+
+    /// Writes a version. `intend` is called once generation and trailer hash are known and before the bucket can hold them;
+    /// `sent` with every plaintext byte count that the store has taken.
+    ///
+    /// After an error the bucket holds the old version, or (when the answer was lost) the new one.
+    pub async fn write(
+        &self,
+        job: Job,
+        plain: &dyn Plain,
+        intend: &(dyn Fn(u64, &Hash) -> Result<()> + Send + Sync),
+        sent: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Written> {
+        let holes: Vec<u64> = (0..).zip(&job.plan).filter(|(_, p)| **p == SegPlan::Hole).map(|(k, _)| k).collect();
+        let stored = job.plan.len() as u64 - holes.len() as u64;
+        let layout = Layout::new(self.params.geometry, job.size, holes);
+        if job.size > self.params.geometry.max_size() {
+            return fail(Kind::TooLarge, "the file is larger than a volume of this geometry can hold");
+        }
+        let single = job.started.is_none() && (layout.object_len() <= SINGLE_PUT || !self.caps.multipart);
+        if single && layout.object_len() > self.caps.max_put.max(SINGLE_PUT) {
+            return fail(Kind::TooLarge, "the file is larger than this store takes in one piece");
+        }
+        if !single && !self.limits().fits(stored) {
+            return fail(Kind::TooLarge, "the file needs more parts than this store takes");
+        }
+        match single {
+            true => self.write_single(job, layout, plain, intend, sent).await,
+            false => self.write_parts(job, layout, plain, intend, sent).await,
+        }
+    }
+
+    fn header(&self, job: &Job) -> Bytes {
+        Bytes::copy_from_slice(&Header { params: self.params, file_id: job.file_id }.encode())
+    }
+
+    /// Seals manifest and trailer over the records of all segments.
+    fn seal_tail(&self, job: &Job, records: Vec<Record>) -> Result<(SealedRoot, Manifest)> {
+        let manifest = Manifest { size: job.size, hints: job.hints.clone(), content_sha256: None, records };
+        let new = NewVersion {
+            params: &self.params,
+            file_id: job.file_id,
+            file_key: &job.file_key,
+            generation: job.generation,
+            previous: job.previous,
+            manifest: &manifest,
+        };
+        let root = seal_root(&self.keys, &new, &self.env.random(), &self.env.random())?;
+        Ok((root, manifest))
+    }
+
+    async fn write_single(
+        &self,
+        job: Job,
+        layout: Layout,
+        plain: &dyn Plain,
+        intend: &(dyn Fn(u64, &Hash) -> Result<()> + Send + Sync),
+        sent: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Written> {
+        let _room = self.room(layout.object_len()).await?;
+        let mut body = vec![self.header(&job)];
+        let mut records = Vec::with_capacity(job.plan.len());
+        for k in 0..job.plan.len() as u64 {
+            let part = self.seal(&job, k, plain).await?;
+            body.extend(part.body);
+            records.extend(part.records);
+        }
+        let (root, manifest) = self.seal_tail(&job, records)?;
+        body.push(Bytes::from(root.tail.clone()));
+        intend(job.generation, &root.trailer_hash)?;
+        let meta = self.store.put(&job.key, body, job.cond.clone()).await?;
+        sent(job.size);
+        Ok(Written { root, manifest, meta, key: job.key, generation: job.generation })
+    }
+
+    async fn write_parts(
+        &self,
+        mut job: Job,
+        layout: Layout,
+        plain: &dyn Plain,
+        intend: &(dyn Fn(u64, &Hash) -> Result<()> + Send + Sync),
+        sent: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Written> {
+        let Started { id, parts: ahead } = match job.started.take() {
+            Some(s) => s,
+            None => Started { id: self.store.upload_start(&job.key).await?, parts: BTreeMap::new() },
+        };
+        let result = self.all_parts(&job, &layout, &id, ahead, plain, intend, sent).await;
+        if let Err(e) = &result
+            && e.kind() != Kind::Unavailable
+            && let Err(e) = self.store.upload_abort(&job.key, &id).await
+        {
+            tracing::debug!("an unfinished upload could not be aborted: {e}");
+        }
+        let (root, manifest, meta) = result?;
+        Ok(Written { root, manifest, meta, key: job.key, generation: job.generation })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn all_parts(
+        &self,
+        job: &Job,
+        layout: &Layout,
+        id: &UploadId,
+        ahead: BTreeMap<u32, (Part, Vec<Record>)>,
+        plain: &dyn Plain,
+        intend: &(dyn Fn(u64, &Hash) -> Result<()> + Send + Sync),
+        sent: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(SealedRoot, Manifest, Meta)> {
+        // Segments that are stored, in order: parts count these.
+        let stored: Vec<u64> = (0..job.plan.len() as u64).filter(|k| !layout.is_hole(*k)).collect();
+        let count = self.limits().body_parts(stored.len() as u64) as u32;
+        let ahead = &ahead;
+        let stored = &stored;
+        let done: Vec<(Part, Vec<Record>)> = stream::iter(1..=count)
+            .map(|number| async move {
+                if let Some(done) = ahead.get(&number) {
+                    return Ok(done.clone());
+                }
+                let r = self.limits().body_part(number);
+                let segments = &stored[r.start as usize..(r.end as usize).min(stored.len())];
+                let done = self.part(job, layout, id, number, segments, plain).await?;
+                sent(segments.iter().map(|k| layout.seg_plain(*k)).sum());
+                Ok::<_, Error>(done)
+            })
+            .buffered(PARTS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let mut parts = Vec::with_capacity(done.len() + 1);
+        let mut by_segment: BTreeMap<u64, Record> = BTreeMap::new();
+        let mut at = 0;
+        for (part, records) in done {
+            parts.push(part);
+            for r in records {
+                by_segment.insert(stored[at], r);
+                at += 1;
+            }
+        }
+        let hole = Record::Hole { written: job.generation };
+        let records = (0..job.plan.len() as u64).map(|k| by_segment.remove(&k).unwrap_or_else(|| hole.clone())).collect();
+        let (root, manifest) = self.seal_tail(job, records)?;
+        let last = PartAt { number: count + 1, offset: layout.manifest().start };
+        let mut tail = vec![Bytes::from(root.tail.clone())];
+        if count == 0 {
+            tail.insert(0, self.header(job));
+        }
+        parts.push(self.store.upload_part(&job.key, id, last, tail).await?);
+        intend(job.generation, &root.trailer_hash)?;
+        let meta = self.store.upload_complete(&job.key, id, &parts, job.cond.clone()).await?;
+        Ok((root, manifest, meta))
+    }
+
+    /// Uploads one part: `segments` are consecutive stored segments.
+    pub async fn part(
+        &self,
+        job: &Job,
+        layout: &Layout,
+        id: &UploadId,
+        number: u32,
+        segments: &[u64],
+        plain: &dyn Plain,
+    ) -> Result<(Part, Vec<Record>)> {
+        let (Some(first), Some(last)) = (segments.first(), segments.last()) else {
+            return fail(Kind::Bug, "a part without segments");
+        };
+        let (Some(a), Some(b)) = (layout.segment(*first), layout.segment(*last)) else {
+            return fail(Kind::Bug, "a part with a hole");
+        };
+        let offset = if number == 1 { 0 } else { a.start };
+        let at = PartAt { number, offset };
+        if let Some(copied) = self.copy_part(job, id, at, segments, b.end - offset).await? {
+            return Ok(copied);
+        }
+        let _room = self.room(b.end - offset).await?;
+        let mut body = Vec::new();
+        if number == 1 {
+            body.push(self.header(job));
+        }
+        let mut records = Vec::new();
+        for k in segments {
+            let part = self.seal(job, *k, plain).await?;
+            body.extend(part.body);
+            records.extend(part.records);
+        }
+        let part = self.store.upload_part(&job.key, id, at, body).await?;
+        Ok((part, records))
+    }
+
+    /// Copies a part inside the store when all its segments are kept and lie together in the old object.
+    async fn copy_part(
+        &self,
+        job: &Job,
+        id: &UploadId,
+        at: PartAt,
+        segments: &[u64],
+        len: u64,
+    ) -> Result<Option<(Part, Vec<Record>)>> {
+        let Some(old) = job.old.as_ref().filter(|_| self.caps.part_copy && len >= self.caps.min_part) else { return Ok(None) };
+        if !segments.iter().all(|k| job.plan[*k as usize] == SegPlan::Keep) {
+            return Ok(None);
+        }
+        let (Some(a), Some(b)) =
+            (old.layout.segment(segments[0]), segments.last().and_then(|k| old.layout.segment(*k)))
+        else {
+            return Ok(None);
+        };
+        // The header in front of the first part is the same in every version.
+        let start = if at.number == 1 { 0 } else { a.start };
+        if (at.number == 1 && a.start != HEADER_LEN as u64) || b.end - start != len {
+            return Ok(None);
+        }
+        let part = self.store.upload_part_copy(&job.key, id, at, &old.key, &old.etag, start..b.end).await?;
+        let records = segments.iter().map(|k| old.records[*k as usize].clone()).collect();
+        Ok(Some((part, records)))
+    }
+
+    /// The stored bytes of a segment: sealed anew, or those of the old version.
+    async fn seal(&self, job: &Job, k: u64, plain: &dyn Plain) -> Result<SealedPart> {
+        let seg = self.params.geometry.seg_size();
+        match job.plan[k as usize] {
+            SegPlan::Hole => {
+                Ok(SealedPart { body: Vec::new(), records: vec![Record::Hole { written: job.generation }] })
+            }
+            SegPlan::Keep => {
+                let old = job.old.as_ref().ok_or_else(|| Error::new(Kind::Bug, "nothing to keep a segment from"))?;
+                let range = old.layout.segment(k).ok_or_else(|| Error::new(Kind::Bug, "a hole cannot be kept as data"))?;
+                let len = range.end - range.start;
+                let got = self.store.get(&old.key, crate::store::Span::Range(range), Some(&old.etag)).await?;
+                if got.bytes.len() as u64 != len {
+                    return fail(Kind::Corrupt, "the store returned fewer bytes than the object has");
+                }
+                let record = old.records[k as usize].clone();
+                if let Record::Stored { root, .. } = &record {
+                    let at = SegmentAt {
+                        params: &self.params,
+                        file_id: &job.file_id,
+                        k,
+                        plain: old.layout.seg_plain(k),
+                    };
+                    crate::format::segment::verify_segment(&at, &got.bytes, root)?;
+                }
+                Ok(SealedPart { body: vec![got.bytes], records: vec![record] })
+            }
+            SegPlan::Fresh => {
+                let bytes = plain.plain(k * seg..((k + 1) * seg).min(job.size)).await?;
+                self.seal_fresh(job, k, bytes).await
+            }
+        }
+    }
+
+    async fn seal_fresh(&self, job: &Job, k: u64, bytes: Zeroizing<Vec<u8>>) -> Result<SealedPart> {
+        let count = self.counter.fetch_add(1, Ordering::Relaxed);
+        let secret = fresh_secret(&self.env.random(), &job.file_key, &job.file_id, k, job.generation, count);
+        let (params, file_id, generation) = (self.params, job.file_id, job.generation);
+        let work = move || {
+            let at = SegmentAt { params: &params, file_id: &file_id, k, plain: bytes.len() as u64 };
+            seal_segment(at, secret, generation, &bytes)
+        };
+        // Small pieces are not worth a hop to the pool.
+        let (sealed, record) = if self.params.geometry.seg_chunks(job.size.min(self.params.geometry.seg_size())) <= 2 {
+            work()?
+        } else {
+            tokio::task::spawn_blocking(work).await.map_err(|e| Error::with_source(Kind::Bug, "sealing stopped", e))??
+        };
+        Ok(SealedPart { body: vec![Bytes::from(sealed)], records: vec![record] })
+    }
+
+    /// Waits until `bytes` of sealed data may be held.
+    async fn room(&self, bytes: u64) -> Result<tokio::sync::OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).clamp(1, self.memory_kib);
+        let permit = self.memory.clone().acquire_many_owned(kib).await;
+        permit.map_err(|_| Error::new(Kind::Interrupted, "the mount is going down"))
+    }
+}
