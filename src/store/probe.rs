@@ -7,7 +7,6 @@
 
 use super::*;
 use crate::env::Rng;
-use crate::error::Error;
 use futures_util::future::join_all;
 
 /// Keys of probes begin with this.
@@ -235,6 +234,7 @@ async fn copied_range(store: &dyn Store, from: &str, tag: &ETag, to: &str, id: &
 mod tests {
     use super::*;
     use crate::env::Env;
+    use crate::error::Error;
     use crate::store::layers::{Around, Call, Fault, Faulty, Op, Reply, Verb, Wrap};
     use crate::store::memory::{CAPS, MemoryStore};
     use std::sync::Arc;

@@ -43,6 +43,12 @@ pub(super) enum Source {
     Object(String, ETag, Range<u64>),
 }
 
+/// A source that is ready to be read.
+enum Open<'a> {
+    Bytes(&'a [Bytes]),
+    File(File, u64),
+}
+
 impl Uploads {
     /// The number of a new attempt; take it before the work is queued.
     pub(super) fn attempt(&self) -> u64 {
@@ -97,6 +103,22 @@ fn write_file(path: &Path, text: &str, durable: bool) -> Result<()> {
     fs::rename(&temp, path).map_err(|e| err(what, e))
 }
 
+/// Writes a part where it belongs in the object. Gives its length.
+fn write_part(file: &mut File, at: PartAt, source: &mut Open<'_>) -> Result<u64> {
+    file.seek(SeekFrom::Start(at.offset)).map_err(|e| err("writing a part", e))?;
+    match source {
+        Open::Bytes(body) => {
+            body.iter().try_for_each(|b| file.write_all(b)).map_err(|e| err("writing a part", e))?;
+            Ok(body_len(body))
+        }
+        // std uses copy_file_range, which shares blocks where the filesystem can.
+        Open::File(source, len) => match io::copy(&mut source.take(*len), file).map_err(|e| err("copying a part", e))? {
+            copied if copied == *len => Ok(copied),
+            _ => fail(Kind::Corrupt, "an object is shorter than its own length says"),
+        },
+    }
+}
+
 impl Place {
     pub(super) fn upload_start(&self, key: &Key) -> Result<UploadId> {
         self.writable()?;
@@ -133,6 +155,7 @@ impl Place {
             return fail(Kind::Busy, "a later attempt has written this part");
         }
         *newest = attempt;
+        let mut source = self.open_source(from)?;
         // The old record goes first: it must not vouch for bytes that are being replaced.
         let path = folder.join(format!("part-{}", at.number));
         match fs::remove_file(&path) {
@@ -141,7 +164,7 @@ impl Place {
             Err(e) => return Err(err("replacing a part", e)),
         }
         let mut file = OpenOptions::new().write(true).open(folder.join("data")).map_err(|e| err("opening an upload", e))?;
-        let len = self.write_part(&mut file, at, from)?;
+        let len = write_part(&mut file, at, &mut source)?;
         if self.durable() {
             file.sync_data().map_err(|e| err("writing a part to disk", e))?;
         }
@@ -150,25 +173,18 @@ impl Place {
         Ok(part)
     }
 
-    fn write_part(&self, file: &mut File, at: PartAt, from: &Source) -> Result<u64> {
-        file.seek(SeekFrom::Start(at.offset)).map_err(|e| err("writing a part", e))?;
-        match from {
-            Source::Bytes(body) => {
-                body.iter().try_for_each(|b| file.write_all(b)).map_err(|e| err("writing a part", e))?;
-                Ok(body_len(body))
-            }
-            Source::Object(from, only, range) => {
-                let (mut source, meta) = self.open_object(from, Some(only))?;
-                if range.start > range.end || range.end > meta.len {
-                    return fail(Kind::Invalid, "a part is copied from beyond the end of its source");
-                }
-                let len = range.end - range.start;
-                source.seek(SeekFrom::Start(range.start)).map_err(|e| err("copying a part", e))?;
-                // std uses copy_file_range, which shares blocks where the filesystem can.
-                let copied = io::copy(&mut source.take(len), file).map_err(|e| err("copying a part", e))?;
-                if copied == len { Ok(len) } else { fail(Kind::Corrupt, "an object is shorter than its own length says") }
-            }
+    /// Opens what a part is made of, and refuses what cannot be one: a part that is there already must survive that.
+    fn open_source<'a>(&self, from: &'a Source) -> Result<Open<'a>> {
+        let (from, only, range) = match from {
+            Source::Bytes(body) => return Ok(Open::Bytes(body)),
+            Source::Object(from, only, range) => (from, only, range),
+        };
+        let (mut source, meta) = self.open_object(from, Some(only))?;
+        if range.start > range.end || range.end > meta.len {
+            return fail(Kind::Invalid, "a part is copied from beyond the end of its source");
         }
+        source.seek(SeekFrom::Start(range.start)).map_err(|e| err("copying a part", e))?;
+        Ok(Open::File(source, range.end - range.start))
     }
 
     pub(super) fn upload_complete(&self, up: &Uploads, key: &Key, id: &UploadId, parts: &[Part], cond: &Cond) -> Result<Meta> {

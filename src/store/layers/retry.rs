@@ -37,11 +37,18 @@ impl Retry {
     /// What a refusal means when an earlier attempt may have been carried out.
     async fn settle<T: Reply>(&self, inner: &dyn Store, op: &Op<'_>, refusal: Error) -> Result<T> {
         match (op.verb, refusal.kind()) {
-            (Verb::Put, Kind::Stale) => match landed(inner, op).await {
-                Ok(Some(meta)) => T::from_meta(&meta).ok_or(refusal),
-                Ok(None) => Err(refusal),
-                Err(e) => Err(unknown(e)),
-            },
+            (Verb::Put, Kind::Stale) => {
+                let mut n = 1;
+                loop {
+                    match landed(inner, op).await {
+                        Ok(Some(meta)) => return T::from_meta(&meta).ok_or(refusal),
+                        Ok(None) => return Err(refusal),
+                        Err(e) if temporary(e.kind()) && n < self.tries => tokio::time::sleep(self.pause(n)).await,
+                        Err(e) => return Err(unknown(e)),
+                    }
+                    n += 1;
+                }
+            }
             (Verb::Copy, Kind::Stale) | (Verb::UploadComplete, Kind::Stale | Kind::NotFound) => Err(unknown(refusal)),
             _ => Err(refusal),
         }

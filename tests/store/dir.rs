@@ -1,0 +1,162 @@
+//! What only the directory store promises: nothing escapes its root, writers of other processes, what a crash leaves.
+
+use bytes::Bytes;
+use smpfs::env::Env;
+use smpfs::error::Kind;
+use smpfs::store::dir::DirStore;
+use smpfs::store::{Cond, PartAt, Span, Store};
+use std::fs;
+use std::path::Path;
+
+async fn open(root: &Path) -> DirStore {
+    DirStore::open(root, true, true, Env::real()).await.unwrap()
+}
+
+fn b(text: &'static str) -> Vec<Bytes> {
+    vec![Bytes::from_static(text.as_bytes())]
+}
+
+const WHOLE: Span = Span::Whole { max: 1 << 20 };
+
+#[tokio::test]
+async fn no_key_leaves_the_root() {
+    let tmp = tempfile::tempdir().unwrap();
+    let root = tmp.path().join("bucket");
+    let store = open(&root).await;
+    let keys =
+        ["../out", "a/../../out", "../..", "./.", "a//b", "a/./b", "./x", "%2E%2E/out", ".%tmp/put-x", "end/"].map(str::to_owned);
+    for key in &keys {
+        store.put(key, vec![Bytes::from(key.clone())], Cond::Absent).await.unwrap_or_else(|e| panic!("{key}: {e}"));
+    }
+    for key in &keys {
+        assert_eq!(store.get(key, WHOLE, None).await.unwrap().bytes, key.as_bytes(), "{key}");
+    }
+    let outside: Vec<_> = fs::read_dir(tmp.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(outside, ["bucket"]);
+    let mut listed: Vec<_> = store.list("", None, 100).await.unwrap().items.into_iter().map(|l| l.key).collect();
+    let mut want = keys.to_vec();
+    want.sort();
+    assert_eq!(listed, want);
+    listed.dedup();
+    assert_eq!(listed.len(), keys.len());
+}
+
+#[tokio::test]
+async fn an_object_and_objects_below_it_cannot_both_be() {
+    let tmp = tempfile::tempdir().unwrap();
+    let store = open(tmp.path()).await;
+    store.put("a", b("x"), Cond::Any).await.unwrap();
+    let e = store.put("a/b", b("x"), Cond::Any).await.unwrap_err();
+    assert_eq!(e.kind(), Kind::Invalid);
+    assert!(e.to_string().contains("both an object and objects below it"), "{e}");
+    store.put("c/d", b("x"), Cond::Any).await.unwrap();
+    assert_eq!(store.put("c", b("x"), Cond::Any).await.unwrap_err().kind(), Kind::Invalid);
+    assert_eq!(store.head("a/b").await.unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(store.head("c").await.unwrap_err().kind(), Kind::NotFound);
+    store.delete("c").await.unwrap();
+    assert!(store.head("c/d").await.is_ok());
+    let temporary: Vec<_> = fs::read_dir(tmp.path().join(".%tmp")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(temporary.iter().all(|n| n.to_string_lossy().starts_with("lock-")), "failed puts left {temporary:?}");
+}
+
+#[tokio::test]
+async fn versions_and_uploads_survive_a_restart() {
+    let tmp = tempfile::tempdir().unwrap();
+    let store = open(tmp.path()).await;
+    let one = store.put("k", b("one"), Cond::Any).await.unwrap();
+    let id = store.upload_start("big").await.unwrap();
+    let first = store.upload_part("big", &id, PartAt { number: 1, offset: 0 }, b("first ")).await.unwrap();
+    drop(store);
+    let store = open(tmp.path()).await;
+    assert_eq!(store.head("k").await.unwrap(), one);
+    store.put("k", b("two"), Cond::Match(one.etag)).await.unwrap();
+    assert_eq!(store.uploads("b").await.unwrap(), [("big".to_owned(), id.clone())]);
+    let second = store.upload_part("big", &id, PartAt { number: 2, offset: 6 }, b("second")).await.unwrap();
+    store.upload_complete("big", &id, &[first, second], Cond::Absent).await.unwrap();
+    assert_eq!(store.get("big", WHOLE, None).await.unwrap().bytes, "first second");
+}
+
+/// Two stores on one directory are what two processes are: each takes the locks through files of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conditions_hold_between_stores_on_one_directory() {
+    let tmp = tempfile::tempdir().unwrap();
+    let stores = [open(tmp.path()).await, open(tmp.path()).await];
+    stores[0].put("n", b("0"), Cond::Absent).await.unwrap();
+    let count = async |store: &DirStore| {
+        for _ in 0..40 {
+            loop {
+                let got = store.get("n", WHOLE, None).await.unwrap();
+                let n: u32 = std::str::from_utf8(&got.bytes).unwrap().parse().unwrap();
+                match store.put("n", vec![Bytes::from((n + 1).to_string())], Cond::Match(got.meta.etag)).await {
+                    Ok(_) => break,
+                    Err(e) => assert_eq!(e.kind(), Kind::Stale, "{e}"),
+                }
+            }
+        }
+    };
+    tokio::join!(count(&stores[0]), count(&stores[1]));
+    assert_eq!(stores[1].get("n", WHOLE, None).await.unwrap().bytes, "80");
+}
+
+#[tokio::test]
+async fn a_bucket_that_vanished_is_unavailable_not_empty() {
+    let tmp = tempfile::tempdir().unwrap();
+    let root = tmp.path().join("bucket");
+    let e = DirStore::open(&root, false, true, Env::real()).await.err().unwrap();
+    assert_eq!(e.kind(), Kind::NotFound, "{e}");
+    let store = open(&root).await;
+    store.put("a/k", b("x"), Cond::Any).await.unwrap();
+    fs::rename(&root, tmp.path().join("elsewhere")).unwrap();
+    assert_eq!(store.head("a/k").await.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(store.get("none", WHOLE, None).await.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(store.list("", None, 10).await.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(store.put("b", b("x"), Cond::Any).await.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(store.delete("a/k").await.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(store.uploads("").await.unwrap_err().kind(), Kind::Unavailable);
+    assert!(!root.exists(), "a vanished bucket must not be made again");
+    fs::create_dir(&root).unwrap();
+    assert_eq!(
+        store.head("a/k").await.unwrap_err().kind(),
+        Kind::Unavailable,
+        "another directory of that name is not the bucket"
+    );
+    fs::remove_dir(&root).unwrap();
+    fs::rename(tmp.path().join("elsewhere"), &root).unwrap();
+    assert_eq!(store.head("a/k").await.unwrap().len, 1);
+}
+
+#[tokio::test]
+async fn links_devices_and_foreign_names_are_no_objects() {
+    let tmp = tempfile::tempdir().unwrap();
+    let secret = tmp.path().join("secret");
+    fs::write(&secret, "outside").unwrap();
+    let root = tmp.path().join("bucket");
+    let store = open(&root).await;
+    std::os::unix::fs::symlink(&secret, root.join("link")).unwrap();
+    fs::write(root.join("bad%name"), "foreign").unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
+    for key in ["link", "socket"] {
+        assert_eq!(store.get(key, WHOLE, None).await.unwrap_err().kind(), Kind::NotFound, "{key}");
+        assert_eq!(store.head(key).await.unwrap_err().kind(), Kind::NotFound, "{key}");
+    }
+    assert!(store.list("", None, 10).await.unwrap().items.is_empty());
+    store.put("link", b("mine"), Cond::Absent).await.unwrap();
+    assert_eq!(fs::read(&secret).unwrap(), b"outside", "the link was replaced, not followed");
+}
+
+#[tokio::test]
+async fn what_died_long_ago_is_swept_and_what_is_young_stays() {
+    let tmp = tempfile::tempdir().unwrap();
+    drop(open(tmp.path()).await);
+    let area = tmp.path().join(".%tmp");
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 24 * 3600);
+    for name in ["put-old", "put-young"] {
+        let file = fs::File::create(area.join(name)).unwrap();
+        if name == "put-old" {
+            file.set_modified(old).unwrap();
+        }
+    }
+    open(tmp.path()).await;
+    assert!(!area.join("put-old").exists());
+    assert!(area.join("put-young").exists());
+}
