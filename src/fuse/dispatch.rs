@@ -235,7 +235,9 @@ impl Dispatch {
         if let Ok(permit) = self.payload.clone().try_acquire_many_owned(bytes) {
             return Ok(permit);
         }
-        let wait = tokio::time::timeout(self.deadline, self.payload.clone().acquire_many_owned(bytes));
+        let payload = self.payload.clone();
+        // The timer belongs to the runtime, so it is made inside.
+        let wait = async { tokio::time::timeout(self.deadline, payload.acquire_many_owned(bytes)).await };
         match self.rt.block_on(wait) {
             Ok(Ok(permit)) => Ok(permit),
             _ => fail(Kind::Unavailable, "written data waits for room for too long"),

@@ -79,6 +79,11 @@ fn stat_errno(dir: &Path) -> Option<i32> {
     rx.recv_timeout(STAT_LIMIT).ok()
 }
 
+/// Whether the mount on `dir` has lost its process.
+pub(super) fn is_dead(dir: &Path) -> bool {
+    stat_errno(dir) == Some(libc::ENOTCONN)
+}
+
 /// Detaches a mount of ours on `dir` whose process is gone ("Transport endpoint is not connected"). Returns whether there was one.
 ///
 /// # Errors
@@ -86,7 +91,7 @@ fn stat_errno(dir: &Path) -> Option<i32> {
 pub fn clear_stale(dir: &Path) -> Result<bool> {
     let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
     let ours = mounted_at(&dir).is_some_and(|m| m.fs_type == FS_TYPE);
-    if !ours || stat_errno(&dir) != Some(libc::ENOTCONN) {
+    if !ours || !is_dead(&dir) {
         return Ok(false);
     }
     unmount(&dir, true)?;

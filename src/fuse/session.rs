@@ -3,11 +3,13 @@
 use super::MountOptions;
 use super::callbacks::Callbacks;
 use super::dispatch::{Dispatch, Stats};
-use super::mountpoint::{connection_file, explain, mounted_at, prepare, set_read_ahead, source_name, unmount};
+use super::mountpoint::{connection_file, explain, is_dead, mounted_at, prepare, set_read_ahead, source_name, unmount};
 use super::notify;
 use crate::error::{Error, Kind, Result};
 use crate::ops::Ops;
 use fuser::{Config, MountOption, Notifier, SessionACL};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -84,7 +86,8 @@ impl Session {
     }
 
     /// Returns when the mount has ended and its threads serve no request any more. Operations in tasks may still run: see
-    /// [`Session::drained`].
+    /// [`Session::drained`]. The kernel does not send the releases and forgets it still owed: afterwards the filesystem counts
+    /// every handle as closed.
     pub async fn ended(&self) {
         // An error means that the sender is gone: over as well.
         let _ = self.ended.clone().wait_for(|over| *over).await;
@@ -123,18 +126,39 @@ impl Session {
 
     /// Whether this very mount is (still) on top of its directory. After [`Session::abort`] it is, though nobody serves it.
     pub fn is_mounted(&self) -> bool {
-        mounted_at(&self.dir).is_some_and(|m| m.dev == self.dev)
+        let there = mounted_at(&self.dir).is_some_and(|m| m.dev == self.dev);
+        // The kernel reuses numbers: once we serve nothing, a mount that answers is somebody else's.
+        there && (!self.is_over() || is_dead(&self.dir))
     }
 
-    /// Cuts the kernel's connection: everybody who waits gets an error at once, the mount point becomes stale.
+    /// Cuts the kernel's connection: everybody who waits gets an error at once, and the mount point is stale or gone.
+    ///
+    /// Goes through the kernel's list of connections; where that is not mounted (bare containers), through [`Session::force`].
     pub fn abort(&self) -> Result<()> {
-        std::fs::write(connection_file(&self.dev, "abort"), "1").map_err(|e| no_fusectl(e, "aborting the mount"))
+        match std::fs::write(connection_file(&self.dev, "abort"), "1") {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => self.force(),
+            result => result.map_err(|e| Error::from(e).context("aborting the mount")),
+        }
+    }
+
+    /// A forced unmount, which cuts the connection and then unmounts unless something is open. Root only.
+    pub fn force(&self) -> Result<()> {
+        if !self.is_mounted() {
+            return Ok(());
+        }
+        match umount2(&self.dir, MntFlags::MNT_FORCE | MntFlags::UMOUNT_NOFOLLOW) {
+            // Busy: the connection is cut all the same.
+            Ok(()) | Err(Errno::EBUSY) => Ok(()),
+            Err(e) => Err(Error::from(std::io::Error::from(e)).context("forcing the mount to end")),
+        }
     }
 
     /// Requests the kernel has not had an answer to: a health metric that returns to 0.
     pub fn waiting(&self) -> Result<u64> {
-        let file = connection_file(&self.dev, "waiting");
-        let text = std::fs::read_to_string(file).map_err(|e| no_fusectl(e, "counting the requests that wait"))?;
+        let text = std::fs::read_to_string(connection_file(&self.dev, "waiting")).map_err(|e| {
+            let what = "counting the requests that wait (is fusectl mounted on /sys/fs/fuse/connections?)";
+            Error::from(e).context(what)
+        })?;
         text.trim().parse().map_err(|e| Error::with_source(Kind::Unavailable, "the kernel's count of waiting requests", e))
     }
 
@@ -148,10 +172,6 @@ impl Session {
     pub fn invalidate_all(&self) -> usize {
         notify::all(&self.notifier, &*self.dispatch.ops)
     }
-}
-
-fn no_fusectl(e: std::io::Error, what: &'static str) -> Error {
-    Error::from(e).context(format!("{what} (is fusectl mounted on /sys/fs/fuse/connections?)"))
 }
 
 impl Drop for Session {

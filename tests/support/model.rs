@@ -11,18 +11,28 @@ use smpfs::types::{NAME_MAX, Time};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::Notify;
 
 /// Larger files are refused: the model holds every byte.
 pub const MAX_FILE: u64 = 8 << 30;
-/// The kernel may believe the model's answers for so long.
-const TTL: Duration = Duration::from_secs(1);
-
 /// The filesystem.
 pub struct ModelFs {
     state: Mutex<State>,
     invalidations: Arc<Invalidations>,
     keep_cache: bool,
     direct_io: bool,
+    ttl: Duration,
+    faults: Mutex<HashMap<Ino, Fault>>,
+    healed: Notify,
+}
+
+/// What goes wrong when an inode is opened, read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The operation waits until [`ModelFs::heal`].
+    Hang,
+    /// The operation panics.
+    Panic,
 }
 
 struct State {
@@ -74,10 +84,6 @@ fn now() -> Time {
     Time { sec: d.as_secs() as i64, nsec: d.subsec_nanos() }
 }
 
-fn found(attr: Attr) -> Found {
-    Found { attr, ttl: TTL }
-}
-
 fn check_name(name: &[u8]) -> Result<()> {
     match name {
         b"" | b"." | b".." => fail(Kind::Invalid, "not a name"),
@@ -105,7 +111,47 @@ impl ModelFs {
             invalidations: Arc::new(Invalidations::default()),
             keep_cache: false,
             direct_io: false,
+            ttl: Duration::from_secs(1),
+            faults: Mutex::default(),
+            healed: Notify::new(),
         }
+    }
+
+    /// The same, with the kernel believing names and attributes for `ttl`.
+    pub fn ttl(mut self, ttl: Duration) -> ModelFs {
+        self.ttl = ttl;
+        self
+    }
+
+    /// From now on, opening, reading and writing `ino` goes wrong.
+    pub fn break_inode(&self, ino: Ino, fault: Fault) {
+        self.faults.lock().insert(ino, fault);
+    }
+
+    /// Ends all faults; what hangs goes on.
+    pub fn heal(&self) {
+        self.faults.lock().clear();
+        self.healed.notify_waiters();
+    }
+
+    async fn fault(&self, ino: Ino) {
+        loop {
+            let healed = self.healed.notified();
+            let fault = self.faults.lock().get(&ino).copied();
+            match fault {
+                None => return,
+                Some(Fault::Hang) => healed.await,
+                Some(Fault::Panic) => panic!("a fault put in by a test"),
+            }
+        }
+    }
+
+    fn is_broken(&self, ino: Ino) -> bool {
+        self.faults.lock().contains_key(&ino)
+    }
+
+    fn found(&self, attr: Attr) -> Found {
+        Found { attr, ttl: self.ttl }
     }
 
     /// The same, telling the kernel to keep pages over opens.
@@ -280,10 +326,10 @@ impl State {
         }
     }
 
-    fn entry(&mut self, ino: Ino) -> Result<Found> {
+    fn entry(&mut self, ino: Ino) -> Result<Attr> {
         let node = self.node_mut(ino)?;
         node.lookups += 1;
-        Ok(found(node.attr))
+        Ok(node.attr)
     }
 
     fn open(&mut self, ino: Ino, flags: i32) -> Result<u64> {
@@ -426,7 +472,7 @@ impl State {
         Ok(())
     }
 
-    fn list(&mut self, ino: Ino, offset: u64, max: usize, plus: bool) -> Result<Vec<DirEntry>> {
+    fn list(&mut self, ino: Ino, offset: u64, max: usize, plus: bool, ttl: Duration) -> Result<Vec<DirEntry>> {
         let dir = self.dir(ino)?;
         let dots = [(1, b".".to_vec(), ino), (2, b"..".to_vec(), dir.parent)];
         let rest = dir.cookies.range(offset.saturating_add(1).max(3)..).map(|(c, n)| (*c, n.clone(), dir.names[n].0));
@@ -437,12 +483,12 @@ impl State {
             if plus && next > 2 {
                 node.lookups += 1;
             }
-            out.push(DirEntry { name, attr: node.attr, ttl: TTL, next });
+            out.push(DirEntry { name, attr: node.attr, ttl, next });
         }
         Ok(out)
     }
 
-    fn set(&mut self, ino: Ino, set: SetAttr) -> Result<Found> {
+    fn set(&mut self, ino: Ino, set: SetAttr) -> Result<Attr> {
         if let Some(size) = set.size {
             self.truncate(ino, size)?;
         }
@@ -455,7 +501,7 @@ impl State {
         attr.atime = set.atime.map_or(attr.atime, pick);
         attr.mtime = set.mtime.map_or(attr.mtime, pick);
         attr.ctime = t;
-        Ok(found(*attr))
+        Ok(*attr)
     }
 }
 
@@ -464,11 +510,11 @@ impl Ops for ModelFs {
     async fn lookup(&self, _who: Caller, parent: Ino, name: &[u8]) -> Result<Found> {
         let mut st = self.state.lock();
         let ino = st.child(parent, name)?;
-        st.entry(ino)
+        st.entry(ino).map(|a| self.found(a))
     }
     fn lookup_now(&self, _who: Caller, parent: Ino, name: &[u8]) -> Option<Result<Found>> {
         let mut st = self.state.lock();
-        Some(st.child(parent, name).and_then(|ino| st.entry(ino)))
+        Some(st.child(parent, name).and_then(|ino| st.entry(ino)).map(|a| self.found(a)))
     }
     fn forget(&self, ino: Ino, n: u64) {
         let mut st = self.state.lock();
@@ -479,13 +525,13 @@ impl Ops for ModelFs {
         st.reap(ino);
     }
     async fn getattr(&self, _who: Caller, ino: Ino) -> Result<Found> {
-        Ok(found(self.state.lock().node(ino)?.attr))
+        Ok(self.found(self.state.lock().node(ino)?.attr))
     }
     fn getattr_now(&self, _who: Caller, ino: Ino) -> Option<Result<Found>> {
-        Some(self.state.lock().node(ino).map(|n| found(n.attr)))
+        Some(self.state.lock().node(ino).map(|n| self.found(n.attr)))
     }
     async fn setattr(&self, _who: Caller, ino: Ino, _fh: Option<u64>, set: SetAttr) -> Result<Found> {
-        self.state.lock().set(ino, set)
+        self.state.lock().set(ino, set).map(|a| self.found(a))
     }
     async fn readlink(&self, _who: Caller, ino: Ino) -> Result<Vec<u8>> {
         match &self.state.lock().node(ino)?.body {
@@ -499,14 +545,14 @@ impl Ops for ModelFs {
         let body = if new.kind == FileType::File { Body::File(Arc::default()) } else { Body::Special };
         let ino = st.make(who, new.kind, new.perm, new.rdev, body);
         st.insert(parent, name, ino)?;
-        st.entry(ino)
+        st.entry(ino).map(|a| self.found(a))
     }
     async fn mkdir(&self, who: Caller, parent: Ino, name: &[u8], perm: u16) -> Result<Found> {
         let mut st = self.state.lock();
         st.check_new(parent, name)?;
         let ino = st.make(who, FileType::Dir, perm, 0, Body::Dir(Dir::new(parent)));
         st.insert(parent, name, ino)?;
-        st.entry(ino)
+        st.entry(ino).map(|a| self.found(a))
     }
     async fn unlink(&self, _who: Caller, parent: Ino, name: &[u8]) -> Result<()> {
         let mut st = self.state.lock();
@@ -529,7 +575,7 @@ impl Ops for ModelFs {
         st.check_new(parent, name)?;
         let ino = st.make(who, FileType::Symlink, 0o777, 0, Body::Symlink(target.to_vec()));
         st.insert(parent, name, ino)?;
-        st.entry(ino)
+        st.entry(ino).map(|a| self.found(a))
     }
     async fn rename(&self, _w: Caller, parent: Ino, name: &[u8], newparent: Ino, newname: &[u8], flags: u32) -> Result<()> {
         self.state.lock().rename((parent, name), (newparent, newname), flags)
@@ -544,9 +590,10 @@ impl Ops for ModelFs {
             return fail(Kind::NotFound, "the file was removed");
         }
         st.insert(newparent, newname, ino)?;
-        st.entry(ino)
+        st.entry(ino).map(|a| self.found(a))
     }
     async fn open(&self, _who: Caller, ino: Ino, flags: i32) -> Result<Opened> {
+        self.fault(ino).await;
         let mut st = self.state.lock();
         st.data(ino)?;
         st.open(ino, flags).map(|fh| self.opened(fh))
@@ -571,15 +618,17 @@ impl Ops for ModelFs {
             }
         };
         let fh = st.open(ino, flags)?;
-        Ok((st.entry(ino)?, self.opened(fh)))
+        Ok((self.found(st.entry(ino)?), self.opened(fh)))
     }
     async fn read(&self, _who: Caller, ino: Ino, _fh: u64, offset: u64, size: u32) -> Result<Bytes> {
+        self.fault(ino).await;
         self.state.lock().read(ino, offset, size)
     }
     fn read_now(&self, _who: Caller, ino: Ino, _fh: u64, offset: u64, size: u32) -> Option<Result<Bytes>> {
-        Some(self.state.lock().read(ino, offset, size))
+        (!self.is_broken(ino)).then(|| self.state.lock().read(ino, offset, size))
     }
     async fn write(&self, _who: Caller, ino: Ino, fh: u64, offset: u64, data: Bytes) -> Result<u32> {
+        self.fault(ino).await;
         let mut st = self.state.lock();
         let append = st.handles.get(&fh).is_some_and(|h| h.flags & libc::O_APPEND != 0);
         let at = if append { st.data(ino)?.len() as u64 } else { offset };
@@ -612,7 +661,7 @@ impl Ops for ModelFs {
         st.open(ino, 0)
     }
     async fn readdir(&self, _who: Caller, ino: Ino, _fh: u64, offset: u64, max: usize, plus: bool) -> Result<Vec<DirEntry>> {
-        self.state.lock().list(ino, offset, max, plus)
+        self.state.lock().list(ino, offset, max, plus, self.ttl)
     }
     async fn releasedir(&self, _ino: Ino, fh: u64) -> Result<()> {
         self.state.lock().close(fh)
