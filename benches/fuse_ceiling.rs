@@ -122,15 +122,16 @@ impl Mounted {
 
 fn random_reader(path: &Path, mib: usize, reads: usize, seed: u64) {
     let f = File::open(path).unwrap();
-    let mut buf = [0u8; 4096];
-    let blocks = (mib * MIB / buf.len()) as u64;
+    const BLOCK: u64 = 4096;
+    let mut buf = [0u8; BLOCK as usize];
+    let blocks = (mib * MIB) as u64 / BLOCK;
     // A small generator is enough to defeat readahead.
     let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     for _ in 0..reads {
         x ^= x << 13;
         x ^= x >> 7;
         x ^= x << 17;
-        f.read_exact_at(&mut buf, x % blocks * buf.len() as u64).unwrap();
+        f.read_exact_at(&mut buf, x % blocks * BLOCK).unwrap();
     }
 }
 

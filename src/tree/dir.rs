@@ -152,7 +152,9 @@ impl Dir {
 
     /// Entries after a cookie, in a stable order: a name keeps its cookie while it exists.
     pub fn after(&self, cookie: u64) -> impl Iterator<Item = (u64, &Arc<Entry>)> {
-        self.order.range(cookie.saturating_add(1)..).filter_map(|(&c, name)| self.entries.get(name).map(|s| (c, &s.entry)))
+        self.order
+            .range(cookie.saturating_add(1)..)
+            .filter_map(|(&c, name)| self.entries.get(name).map(|s| (c, &s.entry)))
     }
 
     /// All entries in order of name.

@@ -182,13 +182,7 @@ impl IndexIo {
     }
 
     /// Reads one part of a directory again: the head without shards, or a shard. `Stale` when the directory was split meanwhile.
-    pub async fn reload_part(
-        &self,
-        id: DirId,
-        key: &SecretKey,
-        remote: &Remote,
-        part: u32,
-    ) -> Result<(Version, Vec<Arc<Entry>>)> {
+    pub async fn reload_part(&self, id: DirId, key: &SecretKey, remote: &Remote, part: u32) -> Result<(Version, Vec<Arc<Entry>>)> {
         let dir = dir_ref(id, key);
         let place = match remote.bits {
             0 => Place::HEAD,
@@ -246,14 +240,7 @@ impl IndexIo {
     }
 
     /// Writes the next version of one part: the head without shards, or a shard.
-    pub async fn write_part(
-        &self,
-        id: DirId,
-        key: &SecretKey,
-        remote: &Remote,
-        part: u32,
-        entries: &[Arc<Entry>],
-    ) -> Result<Version> {
+    pub async fn write_part(&self, id: DirId, key: &SecretKey, remote: &Remote, part: u32, entries: &[Arc<Entry>]) -> Result<Version> {
         let dir = dir_ref(id, key);
         let (role, old) = match remote.bits {
             0 => (Role::Head { shard_bits: 0, epoch: remote.epoch }, &remote.head),
@@ -274,8 +261,11 @@ impl IndexIo {
             .map(|slot| {
                 let dir = &dir;
                 async move {
-                    let mine: Vec<Arc<Entry>> =
-                        entries.iter().filter(|e| crate::format::index::shard_of(&e.name, bits) == slot).cloned().collect();
+                    let mine: Vec<Arc<Entry>> = entries
+                        .iter()
+                        .filter(|e| crate::format::index::shard_of(&e.name, bits) == slot)
+                        .cloned()
+                        .collect();
                     let role = Role::Shard { shard_bits: bits, epoch, slot };
                     match self.put(dir, &node(role, None, &mine), None).await {
                         // Left over from a split that did not finish: take its place.
