@@ -17,6 +17,7 @@ use crate::crypto::secmem::SecretKey;
 use crate::disk::Disk;
 use crate::env::Env;
 use crate::error::{Kind, Result, fail};
+use crate::format::Failure;
 use crate::sealedlog::{LogKind, LogOwner, LogSet, Tail};
 use crate::types::{Hash, VolumeId};
 use lru::LruCache;
@@ -97,9 +98,9 @@ impl Verdict {
     pub fn into_result(self) -> Result<()> {
         match self {
             Verdict::Accept => Ok(()),
-            Verdict::Rollback => fail(Kind::Corrupt, "rollback: an index object is older than the one this machine has seen"),
+            Verdict::Rollback => Failure::Rollback.fail("an index object is older than the one this machine has seen"),
             Verdict::Fork => {
-                fail(Kind::Corrupt, "fork: an index object has the generation that this machine has seen, and other contents")
+                Failure::Fork.fail("an index object has the generation that this machine has seen, and other contents")
             }
         }
     }
@@ -485,12 +486,11 @@ mod tests {
     }
 
     #[test]
-    fn verdicts_are_errors_with_a_name() {
+    fn verdicts_are_errors_with_a_class() {
         assert!(Verdict::Accept.into_result().is_ok());
-        for (verdict, word) in [(Verdict::Rollback, "rollback"), (Verdict::Fork, "fork")] {
+        for (verdict, class) in [(Verdict::Rollback, Failure::Rollback), (Verdict::Fork, Failure::Fork)] {
             let e = verdict.into_result().unwrap_err();
-            assert_eq!(e.kind(), Kind::Corrupt);
-            assert!(e.to_string().starts_with(word), "{e}");
+            assert_eq!((e.kind(), Failure::of(&e)), (Kind::Corrupt, Some(class)));
         }
     }
 

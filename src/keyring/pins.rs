@@ -19,6 +19,8 @@
 use crate::crypto::hash::sha256;
 use crate::disk::{self, Disk, EntryKind};
 use crate::error::{Error, Kind, Result, fail};
+use crate::format::Failure;
+use crate::format::object::check_version;
 use crate::types::{Hash, VolumeId};
 use data_encoding::HEXLOWER;
 use std::sync::Arc;
@@ -140,28 +142,22 @@ impl ConfigPins {
     pub fn check_absent(&self, url: &str) -> Result<()> {
         match self.at(url)? {
             None => Ok(()),
-            Some(pin) => fail(
-                Kind::Corrupt,
-                format!(
-                    "omission: {url} held volume {} when it was last mounted from here, and now its config is gone; nothing was changed",
-                    pin.volume.hex()
-                ),
-            ),
+            Some(pin) => Failure::Omission.fail(format!(
+                "{url} held volume {} when it was last mounted from here, and now its config is gone; nothing was changed",
+                pin.volume.hex()
+            )),
         }
     }
 
     fn replaced(&self, known: &Pin, found: &Pin) -> Error {
-        Error::new(
-            Kind::Corrupt,
-            format!(
-                "replaced: {} held volume {} when it was last mounted from here, and holds volume {} now; \
-                 if you made the new one yourself, delete {} and try again",
-                found.store,
-                known.volume.hex(),
-                found.volume.hex(),
-                self.file(&found.store)
-            ),
-        )
+        Failure::Identity.error(format!(
+            "{} held volume {} when it was last mounted from here, and holds volume {} now; \
+             if you made the new one yourself, delete {} and try again",
+            found.store,
+            known.volume.hex(),
+            found.volume.hex(),
+            self.file(&found.store)
+        ))
     }
 
     fn damaged(&self, url: &str) -> Error {
@@ -182,21 +178,11 @@ impl ConfigPins {
 /// Compares a config with the newest that is known of the same volume.
 fn judge(known: &Pin, found: &Pin) -> Result<()> {
     if known.owner != found.owner {
-        return fail(Kind::Corrupt, "owner: the volume config is signed by another owner than the one this machine has seen");
+        return Failure::Identity.fail("the volume config is signed by another owner than the one this machine has seen");
     }
-    match found.generation.cmp(&known.generation) {
-        std::cmp::Ordering::Less => fail(
-            Kind::Corrupt,
-            format!(
-                "rollback: the volume config has generation {}, and this machine has seen generation {}",
-                found.generation, known.generation
-            ),
-        ),
-        std::cmp::Ordering::Equal if known.config != found.config => {
-            fail(Kind::Corrupt, "fork: the volume config has the generation that this machine has seen, and other contents")
-        }
-        _ => Ok(()),
-    }
+    check_version((known.generation, known.config), (found.generation, found.config)).map_err(|e| {
+        e.context(format!("the volume config has generation {}, this machine has seen {}", found.generation, known.generation))
+    })
 }
 
 /// The pin file of a URL: named by a hash, because a URL can hold anything.
@@ -258,10 +244,9 @@ mod tests {
     }
 
     #[track_caller]
-    fn refused(outcome: Result<bool>, word: &str) {
+    fn refused(outcome: Result<bool>, class: Failure) {
         let e = outcome.unwrap_err();
-        assert_eq!(e.kind(), Kind::Corrupt);
-        assert!(e.to_string().starts_with(word), "{e}");
+        assert_eq!((e.kind(), Failure::of(&e)), (Kind::Corrupt, Some(class)), "{e}");
     }
 
     #[test]
@@ -289,10 +274,10 @@ mod tests {
     fn rollback_fork_other_owner_and_replacement_are_refused() {
         let (_, pins) = pins();
         pins.remember(&pin(1, 5, 5, HERE)).unwrap();
-        refused(pins.check(&pin(1, 4, 4, HERE)), "rollback");
-        refused(pins.check(&pin(1, 5, 6, HERE)), "fork");
-        refused(pins.check(&Pin { owner: [8; 32], ..pin(1, 6, 6, HERE) }), "owner");
-        refused(pins.check(&pin(2, 1, 1, HERE)), "replaced");
+        refused(pins.check(&pin(1, 4, 4, HERE)), Failure::Rollback);
+        refused(pins.check(&pin(1, 5, 6, HERE)), Failure::Fork);
+        refused(pins.check(&Pin { owner: [8; 32], ..pin(1, 6, 6, HERE) }), Failure::Identity);
+        refused(pins.check(&pin(2, 1, 1, HERE)), Failure::Identity);
         assert_eq!(pins.check_absent(HERE).unwrap_err().kind(), Kind::Corrupt);
         assert!(pins.check_absent(THERE).is_ok());
     }
@@ -301,9 +286,9 @@ mod tests {
     fn a_volume_is_recognised_at_another_url() {
         let (_, pins) = pins();
         pins.remember(&pin(1, 5, 5, HERE)).unwrap();
-        refused(pins.check(&pin(1, 4, 4, THERE)), "rollback");
+        refused(pins.check(&pin(1, 4, 4, THERE)), Failure::Rollback);
         pins.remember(&pin(1, 6, 6, THERE)).unwrap();
-        refused(pins.check(&pin(1, 5, 5, HERE)), "rollback");
+        refused(pins.check(&pin(1, 5, 5, HERE)), Failure::Rollback);
         assert!(!pins.check(&pin(2, 1, 1, "dir:///elsewhere")).unwrap());
     }
 
@@ -325,7 +310,8 @@ mod tests {
         let (disk, pins) = pins();
         pins.remember(&pin(1, 5, 5, HERE)).unwrap();
         disk.tamper(&path_of(HERE), |bytes| bytes.truncate(40)).unwrap();
-        refused(pins.check(&pin(1, 5, 5, HERE)), "the file that remembers");
+        let e = pins.check(&pin(1, 5, 5, HERE)).unwrap_err();
+        assert!(e.kind() == Kind::Corrupt && e.to_string().contains("is damaged"), "{e}");
         assert!(!pins.check(&pin(2, 1, 1, THERE)).unwrap(), "other volumes go on");
     }
 
