@@ -1,3 +1,5 @@
-//! The `smpfs` binary.
+//! The `smpfs` binary: everything is in the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    smpfs::app::main()
+}

@@ -62,6 +62,11 @@ impl Signals {
         })
     }
 
+    /// Waits for TERM or INT; the others mean nothing yet.
+    pub async fn end(&mut self) {
+        while self.next().await != Wish::End {}
+    }
+
     async fn next(&mut self) -> Wish {
         tokio::select! {
             _ = self.term.recv() => Wish::End,

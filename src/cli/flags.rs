@@ -47,6 +47,8 @@ flags! {
         "endpoint" endpoint "URL" false "S3-compatible server";
         "region" region "REGION" false "S3 region";
         "profile" profile "NAME" false "Profile in ~/.aws";
+        "storage-class" storage_class "CLASS" true "Storage class of new objects";
+        "kms-key" kms_key "KEY" true "KMS key for the server's own encryption";
         "retries" retries "N" true "Tries of a request in all";
         "retry-base" retry_base "TIME" true "Wait before the second try, doubled with each further one";
         "retry-cap" retry_cap "TIME" true "Longest wait between two tries";

@@ -49,7 +49,7 @@ fn long_help() -> String {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Make a volume in an empty bucket or prefix
-    Init(InitArgs),
+    Init(Box<InitArgs>),
     /// Mount a volume; returns when it serves
     Mount(Box<MountArgs>),
     /// Upload what is left, unmount, wipe local traces

@@ -114,6 +114,8 @@ settings! {
     "region" region: Option<String> = "", "Region; also AWS_REGION and the profile.";
     "profile" profile: Option<String> = "", "Profile in ~/.aws/config and ~/.aws/credentials; also AWS_PROFILE.";
     "path-style" path_style: Option<bool> = "", "Put the bucket into the path instead of the host name; without a value, when `endpoint` is set.";
+    "storage-class" storage_class: Option<String> = "", "Storage class of new objects, such as `STANDARD_IA`.";
+    "kms-key" kms_key: Option<String> = "", "KMS key for the server's own encryption, on top of smpfs's.";
 
     ["Log"]
     "log-target" log_target: LogTarget = "auto", "Where log lines go.";

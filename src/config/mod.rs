@@ -52,21 +52,30 @@ pub struct Sources<'a> {
     pub identity: Identity,
 }
 
+/// A store as the user named it: a URL, and a path below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreRef {
+    /// URL, as typed or as the entry has it.
+    pub url: String,
+    /// Path below it, without slashes at its ends; empty for none.
+    pub below: String,
+}
+
 /// What [`load`] found.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The settings.
     pub config: Config,
-    /// URL of the store, when one was asked for.
-    pub url: Option<String>,
+    /// The store, when one was asked for.
+    pub store: Option<StoreRef>,
 }
 
 /// Reads the file, lays the sources over each other, checks every value.
 pub fn load(sources: Sources) -> Result<Loaded> {
     let dirs = sources.identity.dirs();
     let file = read_file(&sources, &dirs)?;
-    let (url, entry) = match sources.store {
-        Some(spec) => resolve(spec, &file).map(|(u, e)| (Some(u), e))?,
+    let (store, entry) = match sources.store {
+        Some(spec) => resolve(spec, &file).map(|(s, e)| (Some(s), e))?,
         None => (None, None),
     };
     let mut config = Config::bare().map_err(|e| Error::new(Kind::Bug, format!("a default value is wrong: {e}")))?;
@@ -85,7 +94,7 @@ pub fn load(sources: Sources) -> Result<Loaded> {
     }
     make_absolute(&mut config)?;
     check(&config)?;
-    Ok(Loaded { config, url })
+    Ok(Loaded { config, store })
 }
 
 fn read_file(sources: &Sources, dirs: &Dirs) -> Result<File> {
@@ -137,14 +146,13 @@ fn make_absolute(c: &mut Config) -> Result<()> {
     Ok(())
 }
 
-/// STORE as written -> the URL, and the entry it came from.
-fn resolve<'f>(spec: &str, file: &'f File) -> Result<(String, Option<&'f StoreEntry>)> {
-    let (name, below) = match spec.split_once(':') {
-        Some((_, rest)) if rest.starts_with("//") => return Ok((spec.to_owned(), None)),
-        Some(("memory", "")) => return Ok((spec.to_owned(), None)),
-        Some((name, below)) => (name, below.trim_matches('/')),
-        None => (spec, ""),
-    };
+/// STORE as written -> the store, and the entry it came from.
+fn resolve<'f>(spec: &str, file: &'f File) -> Result<(StoreRef, Option<&'f StoreEntry>)> {
+    let (name, below) = spec.split_once(':').unwrap_or((spec, ""));
+    let is_url = below.starts_with("//") || (name == "memory" && spec.contains(':'));
+    if is_url {
+        return Ok((StoreRef { url: spec.to_owned(), below: String::new() }, None));
+    }
     let Some(entry) = file.stores.get(name) else {
         let near = nearest(name, file.stores.keys().map(String::as_str));
         let hint = match near {
@@ -152,14 +160,10 @@ fn resolve<'f>(spec: &str, file: &'f File) -> Result<(String, Option<&'f StoreEn
             None if file.stores.is_empty() => "the configuration has no [stores.NAME] entry".to_owned(),
             None => format!("entries: {}", file.stores.keys().cloned().collect::<Vec<_>>().join(", ")),
         };
-        return fail(
-            Kind::Invalid,
-            format!("`{spec}` is neither a URL (dir:///path, s3://bucket/prefix, memory:) nor a configured store; {hint}"),
-        );
+        let urls = "dir:///path, s3://bucket/prefix, memory:";
+        return fail(Kind::Invalid, format!("`{spec}` is neither a URL ({urls}) nor a configured store; {hint}"));
     };
-    let base = entry.url.trim_end_matches('/');
-    let url = if below.is_empty() { entry.url.clone() } else { format!("{base}/{below}") };
-    Ok((url, Some(entry)))
+    Ok((StoreRef { url: entry.url.clone(), below: below.trim_matches('/').to_owned() }, Some(entry)))
 }
 
 const MIB: u64 = 1 << 20;

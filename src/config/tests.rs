@@ -51,17 +51,19 @@ fn later_sources_win_one_by_one() {
 #[test]
 fn entries_become_urls_and_urls_stay() {
     let world = World::new(FILE);
-    for (spec, url) in [
-        ("work-s3", "s3://bucket/prefix/"),
-        ("work-s3:", "s3://bucket/prefix/"),
-        ("work-s3:/", "s3://bucket/prefix/"),
-        ("work-s3:/sub/dir", "s3://bucket/prefix/sub/dir"),
-        ("work-s3:sub/", "s3://bucket/prefix/sub"),
-        ("s3://other/p", "s3://other/p"),
-        ("dir:///data/b", "dir:///data/b"),
-        ("memory:", "memory:"),
+    for (spec, url, below) in [
+        ("work-s3", "s3://bucket/prefix/", ""),
+        ("work-s3:", "s3://bucket/prefix/", ""),
+        ("work-s3:/", "s3://bucket/prefix/", ""),
+        ("work-s3:/sub/dir", "s3://bucket/prefix/", "sub/dir"),
+        ("work-s3:sub/", "s3://bucket/prefix/", "sub"),
+        ("s3://other/p", "s3://other/p", ""),
+        ("dir:///data/b", "dir:///data/b", ""),
+        ("memory:", "memory:", ""),
+        ("memory:x", "memory:x", ""),
     ] {
-        assert_eq!(world.load(Some(spec), &[]).unwrap().url.as_deref(), Some(url), "{spec}");
+        let want = StoreRef { url: url.into(), below: below.into() };
+        assert_eq!(world.load(Some(spec), &[]).unwrap().store, Some(want), "{spec}");
     }
     assert_eq!(world.load(Some("work-s3:"), &[]).unwrap().config.region.as_deref(), Some("eu-central-1"));
     assert_eq!(world.load(Some("s3://bucket/prefix/"), &[]).unwrap().config.region, None);

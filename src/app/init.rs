@@ -1,0 +1,57 @@
+//! `smpfs init`: a volume in an empty bucket, and a recovery code that is shown once.
+
+use super::failure::{Failure, Outcome};
+use super::join::{self, NewVolume};
+use super::logs::{self, Role};
+use super::{harden, plan, secret, settings};
+use crate::cli::{InitArgs, ModeArg, SuiteArg};
+use crate::error::{Error, Kind, fail};
+use crate::types::{Mode, Suite};
+use std::path::{Path, PathBuf};
+
+/// Runs it.
+pub fn run(args: &InitArgs, config_file: Option<PathBuf>) -> Outcome<()> {
+    harden::harden()?;
+    if args.secret.files.recovery_code_file.is_some() {
+        fail(Kind::Invalid, "--recovery-code-file: a new volume gets a recovery code of its own; give a passphrase")?;
+    }
+    let mut entries = Vec::new();
+    for pairs in [args.secret.files.pairs(), args.store_flags.pairs(), args.common.pairs()] {
+        settings::add_flags(&mut entries, pairs)?;
+    }
+    let loaded = settings::load(config_file, entries, Some(&args.store))?;
+    settings::stray_variables().iter().for_each(|w| super::warn(w));
+    let store = plan::store(loaded.store, &loaded.config)?;
+    logs::start(&loaded.config, Role::Command, Path::new("smpfs.log"))?;
+    let (passphrase, warnings) = secret::choose(args.secret.passphrase_fd, &loaded.config)?;
+    warnings.iter().for_each(|w| super::warn(w));
+    let new = NewVolume {
+        store,
+        mode: match args.mode {
+            ModeArg::ZeroKnowledge => Mode::ZeroKnowledge,
+            ModeArg::Standard => Mode::Standard,
+        },
+        suite: match args.suite {
+            SuiteArg::Aes256Gcm => Suite::Aes256Gcm,
+            SuiteArg::ChaCha20Poly1305 => Suite::ChaCha20Poly1305,
+        },
+        name: args.name.clone(),
+        kdf: (args.kdf_memory, args.kdf_passes, args.kdf_lanes),
+        passphrase,
+    };
+    let runtime = runtime()?;
+    let created = runtime.block_on(join::create(new, &loaded.config))?;
+    super::print(&format!(
+        "Made a volume in {}.\n\nRecovery code, shown this once. It opens the volume when the passphrase is lost: keep it on paper.\n\n    {}\n\nNext: smpfs mount {} DIR\n",
+        created.store,
+        created.recovery_code.as_str(),
+        args.store
+    ));
+    Ok(())
+}
+
+/// Threads for a subcommand that does one thing and ends.
+pub fn runtime() -> Outcome<tokio::runtime::Runtime> {
+    let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    built.map_err(|e| Failure::from(Error::with_source(Kind::Unavailable, "no threads to work with", e)))
+}

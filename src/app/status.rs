@@ -1,0 +1,157 @@
+//! `smpfs status`, and the text form of a status (also `.smpfs/status`).
+
+use super::failure::{Failure, Outcome};
+use super::socket::{list, path_of};
+use super::{client, mountpoint, settings};
+use crate::cli::{Exit, StatusArgs};
+use crate::fs::status::{Fill, Status};
+use std::path::PathBuf;
+
+/// Runs it.
+pub fn run(args: &StatusArgs, config_file: Option<PathBuf>) -> Outcome<()> {
+    let config = settings::load_common(config_file, &args.common)?.config;
+    if let Some(dir) = &args.dir {
+        let dir = mountpoint::canonical(dir)?;
+        let stream = client::connect(&path_of(&config.runtime_dir, &dir))?.ok_or_else(|| {
+            Failure::new(Exit::NotFound, format!("no smpfs mount of yours on {}; `smpfs status` lists them", dir.display()))
+        })?;
+        let status = client::status(stream)?;
+        super::print(&if args.json { json(&status)? } else { render(&status) });
+        return Ok(());
+    }
+    let mut all = Vec::new();
+    for socket in list(&config.runtime_dir)? {
+        // One that ended in between, or was killed, is no mount.
+        if let Some(stream) = client::connect(&socket)? {
+            all.push(client::status(stream)?);
+        }
+    }
+    if args.json {
+        super::print(&json(&all)?);
+    } else if all.is_empty() {
+        super::print("nothing is mounted\n");
+    } else {
+        super::print(&all.iter().map(render).collect::<Vec<_>>().join("\n"));
+    }
+    Ok(())
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Outcome<String> {
+    serde_json::to_string_pretty(value).map(|s| s + "\n").map_err(|e| Failure::new(Exit::Other, e.to_string()))
+}
+
+/// A status for people, one fact a line.
+pub fn render(s: &Status) -> String {
+    let name = if s.volume_name.is_empty() { String::new() } else { format!(" \"{}\"", s.volume_name) };
+    let access = if s.read_only { ", read-only" } else { "" };
+    let mut out = format!("{}\n", s.mount_point);
+    let mut line = |label: &str, text: String| out += &format!("  {label:<12}{text}\n");
+    line("volume", format!("{}{name} ({}{access})", s.store, s.mode));
+    line("health", format!("{}, up {}, smpfs {}, pid {}", s.health.word(), uptime(s.uptime_s), s.version, s.pid));
+    match s.pending.is_empty() {
+        true => line("uploads", "all is in the bucket".to_owned()),
+        false => line("uploads", format!("{}, {} not in the bucket yet", count(s.pending.files, "file"), size(s.pending.bytes))),
+    }
+    line("memory", fill(s.memory));
+    line("disk cache", fill(s.disk_cache));
+    line("spool", fill(s.spool));
+    let t = &s.traffic;
+    line(
+        "traffic",
+        format!(
+            "{} down, {} up, {}, {} tried again",
+            size(t.bytes_down),
+            size(t.bytes_up),
+            count(t.requests, "request"),
+            t.retries
+        ),
+    );
+    let looked = t.cache_hits + t.cache_misses;
+    if let Some(percent) = (t.cache_hits * 100).checked_div(looked) {
+        line("cache hits", format!("{percent} % of {}", count(looked, "chunk")));
+    }
+    let e = &s.trouble;
+    if e.store_errors + e.corrupt + e.quarantined + e.panics > 0 {
+        line(
+            "errors",
+            format!(
+                "{} of the store, {} failed verifications, {} quarantined, {} panics",
+                e.store_errors, e.corrupt, e.quarantined, e.panics
+            ),
+        );
+    }
+    if let Some(last) = &e.last_error {
+        line("last error", last.clone());
+    }
+    out
+}
+
+fn fill(f: Fill) -> String {
+    if f.limit == 0 { "off".to_owned() } else { format!("{} of {}", size(f.used), size(f.limit)) }
+}
+
+fn uptime(s: u64) -> String {
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min", s / 60),
+        3600..86_400 => format!("{} h {} min", s / 3600, s % 3600 / 60),
+        _ => format!("{} d {} h", s / 86_400, s % 86_400 / 3600),
+    }
+}
+
+/// "1 file", "2 files".
+pub fn count(n: u64, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+/// A size with one decimal: "1.5 GiB".
+pub fn size(bytes: u64) -> String {
+    let units = [(1u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) if bytes.is_multiple_of(unit) => format!("{} {name}", bytes / unit),
+        Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
+        None => format!("{bytes} B"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::status::{Health, Pending};
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(
+            [size(0), size(1023), size(1024), size(1536), size(10 << 30)],
+            ["0 B", "1023 B", "1 KiB", "1.5 KiB", "10 GiB"]
+        );
+        assert_eq!([count(1, "file"), count(0, "file")], ["1 file", "0 files"]);
+        assert_eq!([uptime(59), uptime(3700), uptime(200_000)], ["59 s", "1 h 1 min", "2 d 7 h"]);
+    }
+
+    #[test]
+    fn a_status_reads_like_a_summary() {
+        let mut s = Status {
+            mount_point: "/mnt/p".into(),
+            store: "s3://b/p".into(),
+            mode: "zero-knowledge".into(),
+            health: Health::Degraded,
+            pending: Pending { files: 2, bytes: 3 << 20, sent_bytes: 0 },
+            ..Status::default()
+        };
+        s.trouble.corrupt = 1;
+        s.trouble.last_error = Some("an object failed verification".into());
+        let text = render(&s);
+        for part in [
+            "/mnt/p\n",
+            "s3://b/p (zero-knowledge)",
+            "degraded",
+            "2 files, 3 MiB not in the bucket yet",
+            "1 failed verifications",
+            "last error",
+        ] {
+            assert!(text.contains(part), "{part}:\n{text}");
+        }
+        assert!(render(&Status::default()).contains("all is in the bucket"));
+    }
+}

@@ -1,0 +1,99 @@
+//! `smpfs unmount`: asks the process that serves, and shows what is left to upload.
+
+use super::failure::{Failure, Outcome};
+use super::socket::path_of;
+use super::status::{count, size};
+use super::{client, mountpoint, settings};
+use crate::cli::{Exit, UnmountArgs};
+use crate::config::Value;
+use crate::error::{Error, Kind};
+use crate::fs::status::Pending;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Without a terminal, a line of progress this often.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// Runs it.
+pub fn run(args: &UnmountArgs, config_file: Option<PathBuf>) -> Outcome<()> {
+    let config = settings::load_common(config_file, &args.common)?.config;
+    let timeout = match &args.timeout {
+        Some(text) => Some(Duration::parse(text).map_err(|e| Error::new(Kind::Invalid, format!("--timeout: {e}")))?),
+        None => config.unmount_timeout,
+    };
+    let dir = mountpoint::canonical(&args.dir)?;
+    unmount(&config.runtime_dir, &dir, args.lazy, timeout, args.quiet)
+}
+
+/// Unmounts `dir` (canonical) and waits.
+pub fn unmount(runtime: &Path, dir: &Path, lazy: bool, timeout: Option<Duration>, quiet: bool) -> Outcome<()> {
+    let Some(stream) = client::connect(&path_of(runtime, dir))? else {
+        return Err(nobody_serves(dir));
+    };
+    let mut progress = Progress::new(quiet);
+    let outcome = client::unmount(stream, lazy, timeout, &mut |pending| progress.show(pending));
+    progress.end();
+    outcome
+}
+
+/// No process answers for this directory: nothing of ours, or what a killed process left.
+fn nobody_serves(dir: &Path) -> Failure {
+    match crate::fuse::clear_stale(dir) {
+        Ok(true) => Failure::new(
+            Exit::Pending,
+            format!(
+                "the process that served {} had gone; the dead mount is cleaned up. What was not uploaded lies sealed in the state directory: the next mount uploads it",
+                dir.display()
+            ),
+        ),
+        Ok(false) => {
+            Failure::new(Exit::NotFound, format!("no smpfs mount of yours on {}; `smpfs status` lists them", dir.display()))
+        }
+        Err(e) => e.into(),
+    }
+}
+
+/// Progress on standard error: a bar on a terminal, a line now and then elsewhere.
+struct Progress {
+    bar: Option<ProgressBar>,
+    lines: bool,
+    /// Bytes that had been sent when it began.
+    base: Option<u64>,
+    last_line: Option<Instant>,
+}
+
+impl Progress {
+    fn new(quiet: bool) -> Progress {
+        let terminal = std::io::stderr().is_terminal();
+        let style = ProgressStyle::with_template("uploading  {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left  {msg}");
+        let bar = (terminal && !quiet).then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        Progress { lines: !terminal && !quiet, bar, base: None, last_line: None }
+    }
+
+    fn show(&mut self, pending: Pending) {
+        let base = *self.base.get_or_insert(pending.sent_bytes);
+        let done = pending.sent_bytes.saturating_sub(base);
+        if let Some(bar) = &self.bar {
+            bar.set_length(done + pending.bytes);
+            bar.set_position(done);
+            bar.set_message(count(pending.files, "file"));
+        }
+        let due = self.last_line.is_none_or(|t| t.elapsed() >= LINE_EVERY);
+        if self.lines && due && !pending.is_empty() {
+            super::warn_plain(&format!("uploading: {}, {} left", count(pending.files, "file"), size(pending.bytes)));
+            self.last_line = Some(Instant::now());
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
