@@ -238,8 +238,9 @@ impl Dispatch {
         let payload = self.payload.clone();
         // The timer belongs to the runtime, so it is made inside.
         let wait = async { tokio::time::timeout(self.deadline, payload.acquire_many_owned(bytes)).await };
-        match self.rt.block_on(wait) {
-            Ok(Ok(permit)) => Ok(permit),
+        // A runtime that is being shut down panics; that must not end the loop thread.
+        match catch_unwind(AssertUnwindSafe(|| self.rt.block_on(wait))) {
+            Ok(Ok(Ok(permit))) => Ok(permit),
             _ => fail(Kind::Unavailable, "written data waits for room for too long"),
         }
     }

@@ -97,6 +97,7 @@ impl Default for MountOptions {
 /// Mounts `ops` on `dir` and serves it on threads of its own, with `rt` running whatever must wait.
 ///
 /// A stale mount of ours on `dir` (its process is gone) is detached first. As root this is mount(2), otherwise `fusermount3`.
+/// Standard input, output and error must be open (on /dev/null at least).
 ///
 /// # Errors
 /// In sentences: no /dev/fuse, no such directory, already mounted, not permitted.

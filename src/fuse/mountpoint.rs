@@ -103,14 +103,20 @@ pub fn clear_stale(dir: &Path) -> Result<bool> {
 pub(super) fn prepare(dir: &Path) -> Result<PathBuf> {
     clear_stale(dir)?;
     let shown = dir.display();
+    let taken = |dir: &Path| mounted_at(dir).is_some_and(|m| m.fs_type == FS_TYPE);
+    let busy = || fail(Kind::Busy, format!("{shown} is an smpfs mount already: unmount it first, or choose another directory"));
+    // Asked first, because a mount that hangs would hold up everything that walks the path.
+    if taken(&std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned())) {
+        return busy();
+    }
     let real = dir.canonicalize().map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => {
             Error::new(Kind::NotFound, format!("the mount point {shown} does not exist: make it first, with mkdir -p"))
         }
         _ => Error::from(e).context(format!("the mount point {shown} cannot be used")),
     })?;
-    if mounted_at(&real).is_some_and(|m| m.fs_type == FS_TYPE) {
-        return fail(Kind::Busy, format!("{shown} is an smpfs mount already: unmount it first, or choose another directory"));
+    if taken(&real) {
+        return busy();
     }
     if !real.is_dir() {
         return fail(Kind::NotDir, format!("the mount point {shown} is not a directory"));

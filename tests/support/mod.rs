@@ -2,4 +2,5 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod model;
+pub mod mount;
 pub mod opgen;
