@@ -5,14 +5,16 @@
 //! none, all, a prefix that ends within a write, or any subset of 512-byte sectors with zeros in between. Handles opened
 //! before a crash fail from then on, as those of a dead process would.
 
+mod crash;
+mod process;
+
+use self::process::Process;
 use super::{Access, Disk, DiskFile, Entry, EntryKind, LockGuard, Space, check_dir, check_path, split};
 use crate::error::{Kind, Result, fail};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Unit in which a drive loses or keeps data.
-const SECTOR: usize = 512;
 /// Free bytes of a disk without a limit.
 const BOUNDLESS: u64 = 1 << 40;
 
@@ -101,12 +103,18 @@ impl SimDisk {
         SimDisk { state: Arc::new(Mutex::new(state)) }
     }
 
+    /// The disk as a process sees it: dead from the next crash on, unlike this object, which is the drive itself. What runs
+    /// threads of its own is given this one, or its threads would go on writing after their death.
+    pub fn process(&self) -> Arc<dyn Disk> {
+        Arc::new(Process { disk: self.clone(), life: self.state.lock().life })
+    }
+
     /// Arms faults; the ones before are forgotten.
     pub fn set_faults(&self, faults: Faults) {
         self.state.lock().faults = faults;
     }
 
-    /// Ends the process or the power. The disk goes on with what is left; older handles fail.
+    /// Ends the process or the power. The disk goes on with what is left; older handles, and [`SimDisk::process`], fail.
     pub fn crash(&self, how: Crash) {
         let state = &mut *self.state.lock();
         state.life += 1;
@@ -226,15 +234,6 @@ fn move_names(names: &mut Names, from: &str, to: &str) {
 }
 
 impl State {
-    /// SplitMix64 (Steele, Lea, Flood 2014): good enough to choose what a crash leaves.
-    fn random(&mut self, below: usize) -> usize {
-        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.seed;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % below.max(1) as u64) as usize
-    }
-
     fn images(&self, names: &Names, of: impl Fn(&Inode) -> &Vec<u8>) -> BTreeMap<String, Vec<u8>> {
         let file = |(path, node): (&String, &Node)| match node {
             Node::File(i) => self.inodes.get(i).map(|i| (path.clone(), of(i).clone())),
@@ -269,69 +268,6 @@ impl State {
     fn used(&self) -> u64 {
         let size = |n: &Node| if let Node::File(i) = n { self.inodes.get(i).map_or(0, |i| i.live.len() as u64) } else { 0 };
         self.live.values().map(size).sum()
-    }
-
-    fn lose_power(&mut self) {
-        // Metadata is journalled: a prefix of the changes survives, in order.
-        let kept = self.random(self.name_ops.len() + 1);
-        for op in std::mem::take(&mut self.name_ops).iter().take(kept) {
-            op.apply(&mut self.durable);
-        }
-        // A file whose directory was lost is lost with it.
-        let names = self.durable.clone();
-        self.durable.retain(|path, _| split(path).0.is_empty() || names.contains_key(split(path).0));
-        self.live = self.durable.clone();
-        let reachable: BTreeSet<u64> =
-            self.live.values().filter_map(|n| if let Node::File(i) = n { Some(*i) } else { None }).collect();
-        self.inodes.retain(|i, _| reachable.contains(i));
-        for id in reachable {
-            self.lose_writes(id);
-        }
-    }
-
-    fn lose_writes(&mut self, id: u64) {
-        let Some(inode) = self.inodes.get_mut(&id) else { return };
-        let (mut image, pending) = (std::mem::take(&mut inode.durable), std::mem::take(&mut inode.pending));
-        match self.random(4) {
-            0 => {}
-            1 => pending.iter().for_each(|op| op.apply(&mut image)),
-            2 => self.keep_prefix(&mut image, &pending),
-            _ => self.keep_sectors(&mut image, &pending),
-        }
-        if let Some(inode) = self.inodes.get_mut(&id) {
-            inode.live.clone_from(&image);
-            inode.durable = image;
-        }
-    }
-
-    /// All writes up to one, which is torn at any byte.
-    fn keep_prefix(&mut self, image: &mut Vec<u8>, pending: &[FileOp]) {
-        let kept = self.random(pending.len() + 1);
-        pending[..kept].iter().for_each(|op| op.apply(image));
-        if let Some(FileOp::Write(offset, data)) = pending.get(kept) {
-            let torn = self.random(data.len() + 1);
-            put(image, *offset, &data[..torn]);
-        }
-    }
-
-    /// Any subset of sectors; the length is there and the contents are not, as on a filesystem that journals metadata only.
-    fn keep_sectors(&mut self, image: &mut Vec<u8>, pending: &[FileOp]) {
-        for op in pending {
-            let FileOp::Write(offset, data) = op else {
-                op.apply(image);
-                continue;
-            };
-            let mut at = *offset;
-            let mut rest = &data[..];
-            while !rest.is_empty() {
-                let part = rest.len().min(SECTOR - (at as usize % SECTOR));
-                if self.random(2) == 0 {
-                    put(image, at, &rest[..part]);
-                }
-                at += part as u64;
-                rest = &rest[part..];
-            }
-        }
     }
 }
 
@@ -644,6 +580,10 @@ mod tests {
         disk.open("f", Access::Create).unwrap().pwrite(0, b"abc").unwrap();
         disk.crash(Crash::Kill);
         assert_eq!(read_all(&disk, "f", 9).unwrap(), b"abc");
+        let process = disk.process();
+        disk.crash(Crash::Kill);
+        assert_eq!(process.open("f", Access::Read).err().map(|e| e.kind()), Some(Kind::Unavailable));
+        assert_eq!(disk.process().len("f").unwrap(), 3);
         assert!(disk.durable_files().is_empty() && disk.holds(b"bc") && !disk.holds(b"bd"));
         disk.lock("lock").unwrap();
     }

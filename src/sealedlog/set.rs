@@ -58,15 +58,21 @@ impl LogSet {
         disk::join(&self.dir, &file_name(&self.stem, number))
     }
 
-    /// Gives every record of the earlier files to `each`, oldest first, with the number of its file, and returns how each file
-    /// ends. Files that never held anything are removed.
+    /// Gives every record to `each`, oldest first, with the number of its file, and returns how each file ends. Earlier files
+    /// that never held anything are removed.
     ///
-    /// A file that does not open at all (another key, a changed header) counts as damaged from its first byte, and stays.
+    /// A file that does not open at all (another key, a changed header) counts as damaged from its first byte, and stays. The
+    /// file that is current now is read as well; an append at the same time may show as its torn tail.
     pub fn replay(&self, mut each: impl FnMut(u64, Record) -> Result<()>) -> Result<Vec<(u64, Tail)>> {
+        let (old, current) = {
+            let state = self.state.lock();
+            (state.old.clone(), state.current.as_ref().map(|(n, _)| *n))
+        };
         let mut tails = Vec::new();
-        for number in self.state.lock().old.clone() {
+        for number in old.into_iter().chain(current) {
             match ClosedLog::open(self.disk.clone(), &self.path(number), &self.owner) {
                 Ok(Some(log)) => tails.push((number, log.replay(|record| each(number, record))?)),
+                Ok(None) if current == Some(number) => tails.push((number, Tail::Damaged { at: 0, lost: 0 })),
                 Ok(None) => {
                     self.disk.remove(&self.path(number))?;
                     self.state.lock().old.retain(|n| *n != number);
@@ -157,6 +163,15 @@ impl LogSet {
         state.old.extend(before.map(|(number, _)| number));
         let old = std::mem::take(&mut state.old);
         old.into_iter().map(|n| self.destroy_file(state, n)).fold(Ok(()), Result::and)
+    }
+
+    /// Goes on in a new file after a failed sync, for an owner who can live with the loss of what was appended before it.
+    pub fn accept_loss(&self) -> Result<()> {
+        let state = &mut *self.state.lock();
+        self.next(state)?;
+        state.unsynced.clear();
+        state.tainted = None;
+        Ok(())
     }
 
     /// Destroys the earlier files with numbers below `number`.

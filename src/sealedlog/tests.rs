@@ -275,6 +275,10 @@ fn a_set_outlives_a_broken_file_but_does_not_forget_a_failed_sync() {
     set.append(0, b"two").unwrap();
     assert_eq!(set.files().unwrap().len(), 2);
     assert!(set.sync().is_err(), "`one` may be lost, and only its owner can say it again");
+    set.accept_loss().unwrap();
+    set.append(0, b"three").unwrap();
+    set.sync().unwrap();
+    set.destroy_before(2).unwrap();
     disk.set_faults(Faults { fail_write: Some(1), ..Faults::default() });
     assert!(set.rewrite(&mut [(0, b"never".to_vec())].into_iter()).is_err());
     assert_eq!(set.files().unwrap().len(), 2, "a failed rewrite leaves the old files");
