@@ -87,12 +87,13 @@ pub struct Listed {
     pub meta: Meta,
 }
 
-/// A page of a listing, in ascending byte order of keys.
+/// A page of a listing, in ascending byte order of keys. So are pages among each other, but on S3-compatible servers that keep
+/// objects in directories and list `a/b` before `a-b`: do not merge pages by order there, only by key.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     /// Objects.
     pub items: Vec<Listed>,
-    /// Give this to the next call; `None` at the end.
+    /// Give this to the next call as `after`; `None` at the end. A mark of the store's own, not always a key.
     pub next: Option<String>,
 }
 
@@ -181,7 +182,8 @@ pub trait Store: Send + Sync + 'static {
     async fn delete(&self, key: &Key) -> Result<()>;
     /// Copies inside the store, atomically. `Stale` when the source has another tag.
     async fn copy(&self, from: &Key, only: &ETag, to: &Key, cond: Cond) -> Result<Meta>;
-    /// Objects whose key begins with `prefix`, `limit` at most (a store may return fewer).
+    /// Objects whose key begins with `prefix`, `limit` at most (a store may return fewer). `after` is the `next` of the page
+    /// before, or a key to begin behind.
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page>;
     /// Begins a multipart upload.
     async fn upload_start(&self, key: &Key) -> Result<UploadId>;

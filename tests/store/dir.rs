@@ -7,6 +7,7 @@ use smpfs::store::dir::DirStore;
 use smpfs::store::{Cond, PartAt, Span, Store};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 async fn open(root: &Path) -> DirStore {
     DirStore::open(root, true, true, Env::real()).await.unwrap()
@@ -24,7 +25,8 @@ async fn no_key_leaves_the_root() {
     let root = tmp.path().join("bucket");
     let store = open(&root).await;
     let keys =
-        ["../out", "a/../../out", "../..", "./.", "a//b", "a/./b", "./x", "%2E%2E/out", ".%tmp/put-x", "end/"].map(str::to_owned);
+        ["../out", "a/../../out", "../..", "./.", "a//b", "a/./b", "./x", "%2E%2E/out", ".%tmp/put-x", "end/", "back\\slash"]
+            .map(str::to_owned);
     for key in &keys {
         store.put(key, vec![Bytes::from(key.clone())], Cond::Absent).await.unwrap_or_else(|e| panic!("{key}: {e}"));
     }
@@ -159,4 +161,67 @@ async fn what_died_long_ago_is_swept_and_what_is_young_stays() {
     open(tmp.path()).await;
     assert!(!area.join("put-old").exists());
     assert!(area.join("put-young").exists());
+}
+
+#[tokio::test]
+async fn the_name_of_an_emptied_folder_is_free() {
+    let tmp = tempfile::tempdir().unwrap();
+    let store = open(tmp.path()).await;
+    store.put("a/b/c", b("x"), Cond::Any).await.unwrap();
+    store.delete("a/b/c").await.unwrap();
+    store.put("a/b", b("x"), Cond::Absent).await.unwrap();
+    store.delete("a/b").await.unwrap();
+    // What a delete that was interrupted leaves.
+    fs::create_dir(tmp.path().join("a")).unwrap();
+    store.put("a", b("x"), Cond::Absent).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replaced_part_cannot_be_completed_and_a_failed_replacement_keeps_the_part() {
+    let tmp = tempfile::tempdir().unwrap();
+    let store = open(tmp.path()).await;
+    let id = store.upload_start("k").await.unwrap();
+    let at = PartAt { number: 1, offset: 0 };
+    let first = store.upload_part("k", &id, at, b("first")).await.unwrap();
+    let second = store.upload_part("k", &id, at, b("again")).await.unwrap();
+    assert_eq!(store.upload_complete("k", &id, &[first], Cond::Any).await.unwrap_err().kind(), Kind::Invalid);
+    let none = smpfs::store::ETag("none".into());
+    assert_eq!(store.upload_part_copy("k", &id, at, "absent", &none, 0..5).await.unwrap_err().kind(), Kind::NotFound);
+    store.upload_complete("k", &id, &[second], Cond::Any).await.unwrap();
+    assert_eq!(store.get("k", WHOLE, None).await.unwrap().bytes, "again");
+}
+
+/// A filesystem of its own, unmounted at the end of the test.
+struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    fn mount(size: &str) -> Option<Tmpfs> {
+        let dir = tempfile::tempdir().unwrap();
+        let options = format!("size={size}");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(dir.path()).output();
+        mount.is_ok_and(|o| o.status.success()).then_some(Tmpfs(dir))
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_no_space_and_leaves_nothing_half_done() {
+    let Some(disk) = Tmpfs::mount("1m") else {
+        return super::skipped("dir::a_full_disk_is_no_space_and_leaves_nothing_half_done", "mounting a tmpfs needs root");
+    };
+    let store = open(disk.0.path()).await;
+    let old = store.put("k", b("old"), Cond::Any).await.unwrap();
+    let big = Bytes::from(vec![7; 2 << 20]);
+    assert_eq!(store.put("k", vec![big.clone()], Cond::Any).await.unwrap_err().kind(), Kind::NoSpace);
+    assert_eq!(store.head("k").await.unwrap(), old);
+    let id = store.upload_start("up").await.unwrap();
+    let part = store.upload_part("up", &id, PartAt { number: 1, offset: 0 }, vec![big]).await;
+    assert_eq!(part.unwrap_err().kind(), Kind::NoSpace);
+    store.upload_abort("up", &id).await.unwrap();
+    store.put("k2", vec![Bytes::from(vec![7; 700 << 10])], Cond::Any).await.expect("what failed was given back");
 }

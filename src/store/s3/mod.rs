@@ -40,6 +40,8 @@ const UPLOAD_PAGES: usize = 100;
 const EMPTY_PAGES: usize = 100;
 /// A server that ignores ranges sends everything; more than this is refused.
 const RANGELESS: u64 = 64 << 20;
+/// Begins a `Page::next` that is a mark of the server's. No key begins so.
+const MARK: char = '\u{1}';
 /// In `x-amz-copy-source` everything but these is percent-encoded.
 const SOURCE: AsciiSet = NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
@@ -263,11 +265,16 @@ impl Store for S3Store {
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page> {
-        let mut token = None;
+        // Paging goes by the server's own mark: not every server lists in the order of keys, and going on behind the last key
+        // would then leave objects out.
+        let (mut mark, after) = match after.and_then(|a| a.strip_prefix(MARK)) {
+            Some(mark) => (Some(mark.to_owned()), None),
+            None => (None, after),
+        };
         for _ in 0..EMPTY_PAGES {
             let list = self.client.list_objects_v2().bucket(&self.bucket).prefix(self.full(prefix));
-            let list = list.max_keys(limit.clamp(1, 1000) as i32).set_continuation_token(token.clone());
-            let list = list.set_start_after(after.filter(|_| token.is_none()).map(|a| self.full(a)));
+            let list = list.max_keys(limit.clamp(1, 1000) as i32).set_continuation_token(mark.clone());
+            let list = list.set_start_after(after.filter(|_| mark.is_none()).map(|a| self.full(a)));
             let page = self.ask("listing objects", list.send()).await?;
             let mut items = Vec::with_capacity(page.contents().len());
             for object in page.contents() {
@@ -282,12 +289,10 @@ impl Store for S3Store {
                 items.push(Listed { key: key.to_owned(), meta });
             }
             items.sort_by(|a, b| a.key.cmp(&b.key));
-            let more = page.is_truncated() == Some(true);
-            if !items.is_empty() || !more {
-                let next = items.last().filter(|_| more).map(|l| l.key.clone());
-                return Ok(Page { items, next });
+            mark = page.next_continuation_token().filter(|_| page.is_truncated() == Some(true)).map(str::to_owned);
+            if !items.is_empty() || mark.is_none() {
+                return Ok(Page { items, next: mark.map(|m| format!("{MARK}{m}")) });
             }
-            token = page.next_continuation_token().map(str::to_owned);
         }
         fail(Kind::Unsupported, "the server lists page after page without an object")
     }
