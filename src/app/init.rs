@@ -1,11 +1,12 @@
 //! `smpfs init`: a volume in an empty bucket, and a recovery code that is shown once.
 
 use super::failure::{Failure, Outcome};
-use super::join::{self, NewVolume};
 use super::logs::{self, Role};
-use super::{harden, plan, secret, settings};
+use super::{harden, join, plan, secret, settings};
 use crate::cli::{InitArgs, ModeArg, SuiteArg};
+use crate::crypto::kdf::Argon2Cost;
 use crate::error::{Error, Kind, fail};
+use crate::keyring::InitParams;
 use crate::types::{Mode, Suite};
 use std::path::{Path, PathBuf};
 
@@ -25,8 +26,7 @@ pub fn run(args: &InitArgs, config_file: Option<PathBuf>) -> Outcome<()> {
     logs::start(&loaded.config, Role::Command, Path::new("smpfs.log"))?;
     let (passphrase, warnings) = secret::choose(args.secret.passphrase_fd, &loaded.config)?;
     warnings.iter().for_each(|w| super::warn(w));
-    let new = NewVolume {
-        store,
+    let params = InitParams {
         mode: match args.mode {
             ModeArg::ZeroKnowledge => Mode::ZeroKnowledge,
             ModeArg::Standard => Mode::Standard,
@@ -36,13 +36,16 @@ pub fn run(args: &InitArgs, config_file: Option<PathBuf>) -> Outcome<()> {
             SuiteArg::ChaCha20Poly1305 => Suite::ChaCha20Poly1305,
         },
         name: args.name.clone(),
-        kdf: (args.kdf_memory, args.kdf_passes, args.kdf_lanes),
-        passphrase,
+        kdf: Argon2Cost { m_kib: args.kdf_memory << 10, t: args.kdf_passes, p: args.kdf_lanes },
+        ..InitParams::default()
     };
-    let runtime = runtime()?;
-    let created = runtime.block_on(join::create(new, &loaded.config))?;
+    let created = runtime()?.block_on(join::create(&store, params, passphrase, &loaded.config))?;
+    created.warnings.iter().for_each(|w| super::warn(w));
     super::print(&format!(
-        "Made a volume in {}.\n\nRecovery code, shown this once. It opens the volume when the passphrase is lost: keep it on paper.\n\n    {}\n\nNext: smpfs mount {} DIR\n",
+        "Made a volume in {}.\n\n\
+         Recovery code, shown this once. It opens the volume when the passphrase is lost: keep it on paper.\n\n\
+         \x20   {}\n\n\
+         Next: smpfs mount {} DIR\n",
         created.store,
         created.recovery_code.as_str(),
         args.store

@@ -3,30 +3,16 @@
 use super::mounted::Mounted;
 use super::plan::Plan;
 use super::secret::Secret;
-use crate::config::Config;
+use crate::config::{Config, OnUnavailable};
+use crate::disk::RealDisk;
+use crate::env::Env;
 use crate::error::{Kind, Result, fail};
 use crate::fuse::MountOptions;
+use crate::keyring::{self, ConfigPins, InitParams, RecoveryCode, Volume};
 use crate::store::{self, Stack, StoreSpec};
-use crate::types::{Mode, Suite};
 use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
-
-/// A volume to be made.
-pub struct NewVolume {
-    /// Where.
-    pub store: StoreSpec,
-    /// What the bucket may show.
-    pub mode: Mode,
-    /// Cipher of the contents.
-    pub suite: Suite,
-    /// Name for people.
-    pub name: String,
-    /// Argon2id: memory in MiB, passes, lanes.
-    pub kdf: (u32, u32, u32),
-    /// Passphrase.
-    pub passphrase: Zeroizing<Vec<u8>>,
-}
 
 /// A volume that was made.
 pub struct Created {
@@ -34,6 +20,16 @@ pub struct Created {
     pub store: String,
     /// Shown once.
     pub recovery_code: Zeroizing<String>,
+    /// Sentences for people.
+    pub warnings: Vec<String>,
+}
+
+/// An unlocked volume and the store it lies in.
+pub struct Unlocked {
+    /// The store with its layers.
+    pub stack: Stack,
+    /// Keys.
+    pub volume: Volume,
 }
 
 /// Opens the store with the settings' limits. `create` makes a missing directory bucket.
@@ -59,8 +55,8 @@ pub fn mount_options(plan: &Plan) -> MountOptions {
     let config = &plan.config;
     // A request outlives the store's own limit a little, so that its error is the one that is seen.
     let deadline = match config.on_unavailable {
-        crate::config::OnUnavailable::Fail => config.operation_timeout + Duration::from_secs(5),
-        crate::config::OnUnavailable::Wait => Duration::from_secs(365 * 86_400),
+        OnUnavailable::Fail => config.operation_timeout + Duration::from_secs(5),
+        OnUnavailable::Wait => Duration::from_secs(365 * 86_400),
     };
     MountOptions {
         source: plan.store.to_string(),
@@ -75,15 +71,51 @@ pub fn mount_options(plan: &Plan) -> MountOptions {
     }
 }
 
+/// What this machine remembers of volumes.
+fn pins(config: &Config) -> Result<ConfigPins> {
+    Ok(ConfigPins::new(Arc::new(RealDisk::open(&config.state_dir)?)))
+}
+
 /// Makes a volume in an empty bucket or prefix.
-pub async fn create(new: NewVolume, config: &Config) -> Result<Created> {
-    let stack = open_store(&new.store, config, true).await?;
-    fail(Kind::Unsupported, format!("{}: the keyring is not joined yet", stack.store.url()))
+pub async fn create(spec: &StoreSpec, params: InitParams, passphrase: Zeroizing<Vec<u8>>, config: &Config) -> Result<Created> {
+    let stack = open_store(spec, config, true).await?;
+    let mut warnings = stack.probe().await?;
+    let made = keyring::init(&*stack.store, params, passphrase, Some(&pins(config)?), &Env::real()).await?;
+    warnings.extend(made.warnings);
+    Ok(Created { store: stack.store.url(), recovery_code: made.recovery.text(), warnings })
+}
+
+/// Whether there is a volume at all, and the one that was there before: asked before a person is asked for a passphrase.
+pub async fn check(plan: &Plan) -> Result<()> {
+    let stack = open_store(&plan.store, &plan.config, false).await?;
+    keyring::check_config(&*stack.store, Some(&pins(&plan.config)?)).await.map(drop)
+}
+
+/// Opens the store, asks it what it can do, and unlocks the volume.
+pub async fn unlock(plan: &Plan, secret: Secret) -> Result<Unlocked> {
+    let stack = open_store(&plan.store, &plan.config, false).await?;
+    let volume = keyring::unlock(&*stack.store, key(secret)?, Some(&pins(&plan.config)?)).await?;
+    for note in stack.probe().await? {
+        tracing::warn!("{note}");
+    }
+    Ok(Unlocked { stack, volume })
+}
+
+/// A passphrase, or a recovery code that was given in its place. Nobody's passphrase looks like a code by accident: the code has
+/// check digits.
+fn key(secret: Secret) -> Result<keyring::Secret> {
+    let code = std::str::from_utf8(&secret.bytes).ok().map(RecoveryCode::parse);
+    match code {
+        Some(Ok(code)) => Ok(keyring::Secret::Recovery(code)),
+        Some(Err(e)) if secret.recovery_code => Err(e),
+        None if secret.recovery_code => fail(Kind::Invalid, "a recovery code is plain text"),
+        _ => Ok(keyring::Secret::Passphrase(secret.bytes)),
+    }
 }
 
 /// Opens the store, unlocks the volume, mounts it.
 pub async fn mount(plan: &Plan, secret: Secret) -> Result<Arc<dyn Mounted>> {
-    let stack = open_store(&plan.store, &plan.config, false).await?;
-    let _ = (mount_options(plan), secret);
+    let Unlocked { stack, volume } = unlock(plan, secret).await?;
+    let _ = (mount_options(plan), volume);
     fail(Kind::Unsupported, format!("{}: the filesystem is not joined yet", stack.store.url()))
 }

@@ -7,7 +7,7 @@ use super::plan::{Plan, serving_args};
 use super::secret::{self, Secret};
 use super::serve::{Daemon, Signals};
 use super::socket::{Listener, path_of};
-use super::{client, harden, join, mountpoint};
+use super::{client, harden, init, join, mountpoint};
 use crate::cli::{Exit, MountArgs};
 use crate::error::{Error, Kind, Result};
 use std::path::PathBuf;
@@ -27,6 +27,10 @@ pub fn run(args: &MountArgs, config_file: Option<PathBuf>) -> Outcome<()> {
     check_mount_point(&plan)?;
     if args.dry_run {
         return Ok(());
+    }
+    if secret::will_prompt(args.secret.passphrase_fd, &plan.config) {
+        // Nobody should type a passphrase only to hear that there is no volume.
+        init::runtime()?.block_on(join::check(&plan))?;
     }
     let (secret, warnings) = secret::obtain(args.secret.passphrase_fd, &plan.config)?;
     warnings.iter().for_each(|w| super::warn(w));

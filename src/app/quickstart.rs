@@ -4,15 +4,14 @@
 //! Everything lies below one new directory, which is removed at the end, also after Ctrl-C and after an error.
 
 use super::failure::{Failure, Outcome};
-use super::join::{self, NewVolume};
 use super::secret::Secret;
 use super::status::size;
-use super::{client, harden, init, mount, mountpoint, print, samples, settings, socket, unmount};
+use super::{client, harden, init, join, mount, mountpoint, print, samples, settings, socket, unmount};
 use crate::cli::{Cli, Command, Exit, MountArgs, QuickstartArgs};
 use crate::env::Env;
 use crate::error::{Error, Kind, Result, fail};
+use crate::keyring::InitParams;
 use crate::store::StoreSpec;
-use crate::types::{Mode, Suite};
 use clap::Parser;
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
@@ -97,16 +96,12 @@ fn tour(place: &Place, args: &QuickstartArgs, stop: &Interrupts) -> Outcome<()> 
 }
 
 fn init_volume(place: &Place, passphrase: &Zeroizing<String>) -> Outcome<()> {
-    let new = NewVolume {
-        store: StoreSpec::Dir { path: place.bucket.clone() },
-        mode: Mode::ZeroKnowledge,
-        suite: Suite::Aes256Gcm,
-        name: "quickstart".into(),
-        kdf: (256, 3, 4),
-        passphrase: Zeroizing::new(passphrase.as_bytes().to_vec()),
-    };
-    let config = settings::load(None, vec![], None)?.config;
-    init::runtime()?.block_on(join::create(new, &config))?;
+    let store = StoreSpec::Dir { path: place.bucket.clone() };
+    let params = InitParams { name: "quickstart".into(), ..InitParams::default() };
+    let mut config = settings::load(None, vec![], None)?.config;
+    config.state_dir = place.base.join("local/state");
+    let passphrase = Zeroizing::new(passphrase.as_bytes().to_vec());
+    init::runtime()?.block_on(join::create(&store, params, passphrase, &config))?;
     Ok(())
 }
 

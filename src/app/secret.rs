@@ -49,6 +49,11 @@ impl Secret {
 /// Something the user should hear about the secret's whereabouts.
 pub type Warning = String;
 
+/// Whether [`obtain`] will ask on the terminal.
+pub fn will_prompt(fd: Option<u32>, config: &Config) -> bool {
+    fd.is_none() && config.recovery_code_file.is_none() && config.passphrase_file.is_none()
+}
+
 /// Finds the passphrase of an existing volume: `fd`, then the recovery-code file, then the passphrase file, then a prompt.
 pub fn obtain(fd: Option<u32>, config: &Config) -> Result<(Secret, Vec<Warning>)> {
     if let Some(fd) = fd {
