@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Events that wait for the writer at most.
 const QUEUE: usize = 1024;
@@ -109,6 +109,7 @@ enum Order {
 
 impl Audit {
     /// Opens the audit log in `dir` of `disk`; `wrap` is K("local-log"). Reads what is there, and writes down what is wrong with it.
+    /// Starts a thread, so a process that detaches itself does that before.
     ///
     /// Fails when the directory cannot be read and when no thread can be started; a full disk is only warned of, and what it
     /// refused is counted.
@@ -118,7 +119,16 @@ impl Audit {
         let heads = LogSet::open(disk.clone(), dir, "head", owner, env.clone())?;
         let shared = Arc::new(Shared::default());
         let (chain, report) = chain::read(&lines, &heads, |line| shared.remember(line))?;
-        let mut writer = Writer { lines, heads, chain, env: env.clone(), limits, shared: shared.clone(), dirty: false };
+        let mut writer = Writer {
+            lines,
+            heads,
+            chain,
+            env: env.clone(),
+            limits,
+            shared: shared.clone(),
+            dirty: false,
+            synced: Instant::now(),
+        };
         let problems = report.news();
         if !problems.is_empty() {
             writer.write(env.clock.now(), Event::AuditBroken { problems });
@@ -208,6 +218,8 @@ struct Writer {
     shared: Arc<Shared>,
     /// Lines were written since the last sync.
     dirty: bool,
+    /// When that was tried last.
+    synced: Instant,
 }
 
 impl Writer {
@@ -223,7 +235,7 @@ impl Writer {
                 Ok(Order::Write(at, event)) => {
                     let urgent = event.urgent();
                     self.write(at, event);
-                    if urgent {
+                    if urgent || self.synced.elapsed() >= SYNC_EVERY {
                         self.sync_or_warn();
                     }
                 }
@@ -307,6 +319,7 @@ impl Writer {
         if !self.dirty {
             return Ok(());
         }
+        self.synced = Instant::now();
         if let Err(e) = self.lines.sync() {
             // The chain goes on: lines that were lost with this failure will show as a gap, which is the truth.
             self.lines.accept_loss()?;

@@ -124,7 +124,7 @@ enum Order {
 }
 
 impl Quarantine {
-    /// Opens the quarantine in `dir` of `disk`; `wrap` is K("local-log").
+    /// Opens the quarantine in `dir` of `disk`; `wrap` is K("local-log"). Starts a thread.
     pub fn open(
         disk: Arc<dyn Disk>,
         dir: &str,
@@ -137,8 +137,9 @@ impl Quarantine {
         let log = LogSet::open(disk.clone(), dir, "found", owner, env.clone())?;
         let evidence_dir = join(dir, "evidence");
         disk.make_dir(&evidence_dir)?;
-        let mut state = State { held: load(&log)?, ..State::default() };
-        state.evidence_bytes = disk.list(&evidence_dir)?.iter().map(|e| e.len).sum();
+        let (held, whole) = load(&log)?;
+        let mut state = State { held, ..State::default() };
+        state.evidence_bytes = sort_evidence(&*disk, &evidence_dir, &state.held, whole)?;
         let shared = Arc::new(Shared { state: Mutex::new(state) });
         let mut keeper = Keeper { disk, log, evidence_dir, shared: shared.clone(), env: env.clone(), limits };
         let (queue, orders) = sync_channel(QUEUE);
@@ -245,8 +246,22 @@ impl Drop for Quarantine {
     }
 }
 
-/// What earlier mounts held. A log with releases in it, or in many files, is written anew.
-fn load(log: &LogSet) -> Result<BTreeMap<Place, Held>> {
+/// Bytes of evidence. When the log is whole, evidence that no find names (a crash came between the two) is removed.
+fn sort_evidence(disk: &dyn Disk, dir: &str, held: &BTreeMap<Place, Held>, whole: bool) -> Result<u64> {
+    let named: HashSet<&str> = held.values().filter_map(|h| h.evidence.as_deref()).collect();
+    let mut bytes = 0;
+    for entry in disk.list(dir)? {
+        if whole && entry.name.ends_with(".bin") && !named.contains(entry.name.as_str()) {
+            disk.remove(&join(dir, &entry.name))?;
+        } else {
+            bytes += entry.len;
+        }
+    }
+    Ok(bytes)
+}
+
+/// What earlier mounts held, and whether nothing of it is lost. A log with releases in it, or in many files, is written anew.
+fn load(log: &LogSet) -> Result<(BTreeMap<Place, Held>, bool)> {
     let (mut held, mut stale) = (BTreeMap::new(), 0);
     let tails = log.replay(|_, record| {
         match record.kind {
@@ -272,7 +287,7 @@ fn load(log: &LogSet) -> Result<BTreeMap<Place, Held>> {
     if whole && (stale > 0 || tails.len() > 1) {
         log.rewrite(&mut held.values().filter_map(|h| Some((FOUND, serde_json::to_vec(h).ok()?))))?;
     }
-    Ok(held)
+    Ok((held, whole))
 }
 
 /// The thread that owns the files.

@@ -315,6 +315,8 @@ mod quarantine {
         assert_eq!(disk.files()[&format!("q/evidence/{}", kept.evidence.unwrap())], b"ciphertext as it came");
         assert_eq!((q.release("CANARY.dcm").unwrap(), q.release("CANARY.dcm").unwrap()), (1, 0));
         assert!(!q.holds("CANARY.dcm", "v1", 4));
+        let stray = disk.open("q/evidence/0000000000000000.bin", Access::Create).unwrap();
+        stray.pwrite(0, b"a crash came before its record").unwrap();
         for _ in 0..3 {
             disk.crash(Crash::Power);
             let q = open(&disk, QuarantineLimits::default());
