@@ -11,3 +11,17 @@ pub fn harden() -> Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(refused("core dumps cannot be switched off"))?;
     set_dumpable(false).map_err(refused("the process cannot be made non-dumpable"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::prctl::get_dumpable;
+    use nix::sys::resource::getrlimit;
+
+    #[test]
+    fn no_core_dump_and_no_tracing_by_others() {
+        harden().unwrap();
+        assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap(), (0, 0));
+        assert!(!get_dumpable().unwrap());
+    }
+}

@@ -27,6 +27,8 @@ use zeroize::Zeroizing;
 const CANARY: &[u8] = b"Phantom^Quickstart";
 /// How long uploads of a few small files may take before the listing is shown all the same.
 const UPLOADS: Duration = Duration::from_secs(30);
+/// What ends a tour at the user's wish.
+const INTERRUPTED: &str = "interrupted";
 /// Lines of each column at most.
 const MAX_ROWS: usize = 16;
 
@@ -43,10 +45,9 @@ pub fn run(args: &QuickstartArgs) -> Outcome<()> {
     let place = Place::make(args)?;
     let outcome = tour(&place, args, &stop);
     let cleaned = place.clean(args.keep);
-    match (outcome, stop.requested()) {
-        (Ok(()), _) => cleaned,
-        (Err(failure), false) => Err(failure),
-        (Err(_), true) => cleaned,
+    match outcome {
+        Err(failure) if failure.message != INTERRUPTED => Err(failure),
+        _ => cleaned,
     }
 }
 
@@ -72,7 +73,7 @@ fn tour(place: &Place, args: &QuickstartArgs, stop: &Interrupts) -> Outcome<()> 
     stop.check()?;
 
     step(4, "Unmounted and mounted again: nothing is left in a cache, all comes from the bucket");
-    place.unmount()?;
+    place.unmount(false)?;
     place.start(&passphrase)?;
     for (name, hash) in &written {
         let found = Sha256::digest(fs::read(place.mount.join(name)).map_err(|e| at(name, e))?);
@@ -90,7 +91,7 @@ fn tour(place: &Place, args: &QuickstartArgs, stop: &Interrupts) -> Outcome<()> 
         print("\n");
     }
     step(5, "Unmounting: uploads what is left, wipes local traces");
-    place.unmount()?;
+    place.unmount(true)?;
     print("   done\n");
     Ok(())
 }
@@ -267,8 +268,9 @@ impl Place {
         Ok(())
     }
 
-    fn unmount(&self) -> Outcome<()> {
-        unmount::unmount(&self.runtime, &self.mount, false, None, false)
+    /// With `lazy`, also when a shell of the user's stands in it.
+    fn unmount(&self, lazy: bool) -> Outcome<()> {
+        unmount::unmount(&self.runtime, &self.mount, lazy, None, false)
     }
 
     /// Unmounts what is still mounted and removes what was made.
@@ -277,6 +279,7 @@ impl Place {
         if serving {
             unmount::unmount(&self.runtime, &self.mount, true, Some(UPLOADS), true)?;
         }
+        crate::fuse::clear_stale(&self.mount)?;
         // Removing below a mount would empty the volume: only an empty, unmounted directory goes away like this.
         fs::remove_dir(&self.mount)
             .map_err(|e| Error::from(e).context(format!("{} is still in use; nothing was removed", self.mount.display())))?;
@@ -329,7 +332,7 @@ impl Interrupts {
 
     /// Ends the tour between two steps.
     fn check(&self) -> Outcome<()> {
-        if self.requested() { Err(Failure::new(Exit::Other, "interrupted")) } else { Ok(()) }
+        if self.requested() { Err(Failure::new(Exit::Other, INTERRUPTED)) } else { Ok(()) }
     }
 
     fn wait(&self) {

@@ -22,8 +22,11 @@ pub fn run(args: &StatusArgs, config_file: Option<PathBuf>) -> Outcome<()> {
     let mut all = Vec::new();
     for socket in list(&config.runtime_dir)? {
         // One that ended in between, or was killed, is no mount.
-        if let Some(stream) = client::connect(&socket)? {
-            all.push(client::status(stream)?);
+        let Some(stream) = client::connect(&socket)? else { continue };
+        match client::status(stream) {
+            Ok(status) => all.push(status),
+            // One that hangs must not hide the others.
+            Err(failure) => super::warn(&format!("{}: {failure}", socket.display())),
         }
     }
     if args.json {
