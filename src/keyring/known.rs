@@ -18,14 +18,25 @@ use crate::disk::Disk;
 use crate::env::Env;
 use crate::error::{Kind, Result, fail};
 use crate::format::Failure;
+use crate::format::names::INDEX_PREFIX;
 use crate::sealedlog::{LogKind, LogOwner, LogSet, Tail};
 use crate::types::{Hash, VolumeId};
+use data_encoding::HEXLOWER;
 use lru::LruCache;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 
 /// Which index object: the 16 bytes that its key spells as 32 hex digits.
 pub type ObjectName = [u8; 16];
+
+/// The object that a key in the bucket names: `.smpfs/d/` and 32 hex digits. `Bug` for any other key.
+pub fn object_of_key(key: &str) -> Result<ObjectName> {
+    let hex = key.strip_prefix(INDEX_PREFIX).and_then(|hex| HEXLOWER.decode(hex.as_bytes()).ok());
+    match hex.and_then(|bytes| bytes.try_into().ok()) {
+        Some(object) => Ok(object),
+        None => fail(Kind::Bug, "generations are known of index objects only"),
+    }
+}
 
 /// Objects remembered at most. Beyond it, those not met for the longest time are forgotten: about 120 bytes each, 126 MB when full.
 pub const MAX_KNOWN: usize = 1 << 20;
@@ -457,6 +468,19 @@ mod tests {
         let mut name = [0; 16];
         name[..4].copy_from_slice(&n.to_be_bytes());
         name
+    }
+
+    #[test]
+    fn keys_of_index_objects_name_objects() {
+        let key = crate::format::names::index_key(
+            &SecretKey::new(&[1; 32]),
+            &crate::types::DirId([2; 16]),
+            crate::format::names::Place::HEAD,
+        );
+        assert_eq!(key, format!("{INDEX_PREFIX}{}", HEXLOWER.encode(&object_of_key(&key).unwrap())));
+        for other in [".smpfs/volume", ".smpfs/d/", ".smpfs/d/00", &key[..key.len() - 1], &key.to_uppercase()] {
+            assert_eq!(object_of_key(other).unwrap_err().kind(), Kind::Bug, "{other}");
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod worlds;
 
 pub use crate::format::slot::RecoveryCode;
 pub use init::{InitParams, Made, init};
-pub use known::{Known, ObjectName, Verdict};
+pub use known::{Known, ObjectName, Verdict, object_of_key};
 pub use pins::{ConfigPins, Pin};
 pub use unlock::{check_config, unlock};
 
