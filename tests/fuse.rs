@@ -519,3 +519,49 @@ fn a_mount_that_cannot_be_says_why() {
     let e = mount(Arc::new(ModelFs::new()), file.path(), &MountOptions::default(), rt.handle().clone()).err().unwrap();
     assert_eq!(e.kind(), Kind::NotDir, "{e}");
 }
+
+/// Set in the copy of this program that runs as an ordinary user.
+const AS_USER: &str = "SMPFS_TEST_AS_USER";
+
+#[test]
+fn an_ordinary_user_mounts_through_fusermount3() {
+    if std::env::var_os(AS_USER).is_some() {
+        return mounted_by_a_user();
+    }
+    need_fuse!();
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    fs::copy(std::env::current_exe().unwrap(), dir.path().join("test")).unwrap();
+    // Some containers keep /dev/fuse to root: in a mount namespace of its own the test gives itself the usual rights.
+    let script = "mknod -m 666 fuse c 10 229 && mount --bind fuse /dev/fuse && fusermount3 -V >&2 || exit 77\n\
+        exec setpriv --reuid 65534 --regid 65534 --clear-groups ./test --exact --nocapture \
+        an_ordinary_user_mounts_through_fusermount3";
+    let mut child = Command::new("unshare");
+    child.args(["--mount", "sh", "-c", script]).env(AS_USER, "1").current_dir(dir.path());
+    match child.status().map(|s| s.code()) {
+        Ok(Some(0)) => {}
+        Ok(Some(101)) => panic!("the test failed as an ordinary user"),
+        other => println!("skipped: no namespace with /dev/fuse for users, or no fusermount3: {other:?}"),
+    }
+}
+
+fn mounted_by_a_user() {
+    let m = plain();
+    fs::write(m.path("f"), b"mine").unwrap();
+    assert_eq!(fs::read(m.path("f")).unwrap(), b"mine");
+    assert_eq!(fs::read_to_string(m.path(".smpfs/version")).unwrap().split(' ').next(), Some("smpfs"));
+    let f = File::open(m.path("f")).unwrap();
+    let e = m.session.unmount().unwrap_err();
+    assert_eq!(e.kind(), Kind::Busy, "{e}");
+    drop(f);
+    m.end();
+
+    let (dir, rt) = (tempfile::tempdir().unwrap(), tokio::runtime::Runtime::new().unwrap());
+    let opts = MountOptions { allow_other: true, ..MountOptions::default() };
+    match mount(Arc::new(ModelFs::new()), dir.path(), &opts, rt.handle().clone()) {
+        Ok(session) => session.unmount().unwrap(),
+        Err(e) => assert!(e.kind() == Kind::Denied && e.to_string().contains("user_allow_other"), "{e}"),
+    }
+    let e = mount(Arc::new(ModelFs::new()), Path::new("/usr"), &MountOptions::default(), rt.handle().clone()).err().unwrap();
+    assert_eq!(e.kind(), Kind::Denied, "{e}");
+}

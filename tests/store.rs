@@ -3,6 +3,9 @@
 //! S3: set `SMPFS_TEST_S3` to the URL of a scratch bucket, and `AWS_*` as for any client (`tests/servers/seaweedfs` prints
 //! both). Without it these tests are counted and printed as skipped.
 
+// Helpers of tests fail by panicking, as the tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 #[path = "store/contract.rs"]
 mod contract;
 #[path = "store/dir.rs"]

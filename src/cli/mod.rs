@@ -101,7 +101,7 @@ pub enum SuiteArg {
 #[command(after_help = "\
 Examples:
   smpfs init dir:///data/bucket
-  smpfs init s3://hospital-scans/volumes --name scans --passphrase-file /etc/smpfs/pass
+  smpfs init s3://hospital-scans/volumes --mode standard --passphrase-file /etc/smpfs/pass
 
 The recovery code is printed once, on standard output. It opens the volume when the passphrase is lost: keep it on paper.")]
 pub struct InitArgs {
@@ -113,7 +113,7 @@ pub struct InitArgs {
     /// Cipher of the contents
     #[arg(long, value_enum, default_value = "aes-256-gcm")]
     pub suite: SuiteArg,
-    /// A name for people, kept sealed
+    /// A name for people; it is readable in the bucket
     #[arg(long, default_value = "")]
     pub name: String,
     /// Memory that one guess of the passphrase costs, MiB (64 to 4096)

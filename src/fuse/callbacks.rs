@@ -206,7 +206,7 @@ impl fuser::Filesystem for Callbacks {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: fuser::ReplyOpen) {
         let who = caller(req);
         let reader = flags.acc_mode() == OpenAccMode::O_RDONLY;
-        self.dispatch.spawn("open", Lane::Names, who, OpenReply(reply), move |o| async move {
+        self.dispatch.spawn("open", Lane::Data, who, OpenReply(reply), move |o| async move {
             o.open(who, ino.0, flags.0).await.map(|opened| Handle { ino: ino.0, opened, reader })
         });
     }

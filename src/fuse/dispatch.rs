@@ -23,7 +23,7 @@ const MAX_TASKS: usize = 16_384;
 pub(super) enum Lane {
     /// Names and attributes.
     Names,
-    /// Reads and writes.
+    /// Reads, writes, and opens, which may read from the store as well.
     Data,
     /// flush and fsync, which wait for uploads.
     Sync,

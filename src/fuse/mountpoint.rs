@@ -1,6 +1,5 @@
 //! The mount point before and after: what is mounted where, stale mounts, errors in sentences, readahead.
 
-use super::MountOptions;
 use crate::error::{Error, Kind, Result, fail};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
@@ -125,7 +124,7 @@ pub(super) fn prepare(dir: &Path) -> Result<PathBuf> {
 }
 
 /// An error of mounting, in a sentence that says what to do.
-pub(super) fn explain(e: std::io::Error, dir: &Path, opts: &MountOptions) -> Error {
+pub(super) fn explain(e: std::io::Error, dir: &Path) -> Error {
     let shown = dir.display();
     let root = nix::unistd::geteuid().is_root();
     let text = e.to_string();
@@ -136,8 +135,7 @@ pub(super) fn explain(e: std::io::Error, dir: &Path, opts: &MountOptions) -> Err
              --cap-add SYS_ADMIN"
                 .to_owned(),
         )
-    } else if text.contains("user_allow_other") || (!root && opts.allow_other && e.kind() == std::io::ErrorKind::PermissionDenied)
-    {
+    } else if text.contains("user_allow_other") {
         (
             Kind::Denied,
             "--allow-other is not permitted to ordinary users here: put the line `user_allow_other` into /etc/fuse.conf, or \
@@ -146,7 +144,9 @@ pub(super) fn explain(e: std::io::Error, dir: &Path, opts: &MountOptions) -> Err
         )
     } else if !root && e.kind() == std::io::ErrorKind::NotFound {
         (Kind::Unsupported, "fusermount3 is not installed: install the package fuse3, or mount as root".to_owned())
-    } else if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EPERM)) || text.contains("Operation not permitted") {
+    } else if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EPERM))
+        || ["Operation not permitted", "Permission denied", "no write access"].iter().any(|t| text.contains(t))
+    {
         (
             Kind::Denied,
             format!(

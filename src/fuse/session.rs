@@ -37,7 +37,7 @@ pub(super) fn start(ops: Arc<dyn Ops>, dir: &Path, opts: &MountOptions, rt: toki
     let (ended_tx, ended) = watch::channel(false);
     let callbacks =
         Callbacks { dispatch: dispatch.clone(), max_write: opts.max_write, max_background: opts.max_background, ended: ended_tx };
-    let session = fuser::Session::new(callbacks, &dir, &config(opts)).map_err(|e| explain(e, &dir, opts))?;
+    let session = fuser::Session::new(callbacks, &dir, &config(opts)).map_err(|e| explain(e, &dir))?;
     let dev = mounted_at(&dir).map(|m| m.dev);
     let background = session.spawn().map_err(|e| Error::with_source(Kind::Unavailable, "no thread to serve the mount", e))?;
     let notifier = background.notifier();

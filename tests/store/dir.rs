@@ -225,3 +225,24 @@ async fn a_full_disk_is_no_space_and_leaves_nothing_half_done() {
     store.upload_abort("up", &id).await.unwrap();
     store.put("k2", vec![Bytes::from(vec![7; 700 << 10])], Cond::Any).await.expect("what failed was given back");
 }
+
+/// A put that is given up while it waits for the key's lock never lands, however late the lock is free.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_that_was_given_up_does_not_land_later() {
+    let tmp = tempfile::tempdir().unwrap();
+    let store = open(tmp.path()).await;
+    store.put("k", b("before"), Cond::Any).await.unwrap();
+    let locks: Vec<_> =
+        fs::read_dir(tmp.path().join(".%tmp")).unwrap().map(|e| fs::File::open(e.unwrap().path()).unwrap()).collect();
+    locks.iter().for_each(|l| l.lock().unwrap());
+    let put = tokio::time::timeout(std::time::Duration::from_millis(300), store.put("k", b("late"), Cond::Any)).await;
+    assert!(put.is_err(), "another process holds the lock");
+    drop(locks);
+    // Waits for the same lock behind the put that was given up, or finds that gone already.
+    store.put("k", b("after"), Cond::Any).await.unwrap();
+    let area = tmp.path().join(".%tmp");
+    while fs::read_dir(&area).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().starts_with("put-")) {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert_eq!(store.get("k", WHOLE, None).await.unwrap().bytes, "after");
+}

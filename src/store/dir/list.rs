@@ -89,7 +89,12 @@ impl Walk<'_> {
         };
         for entry in listing {
             let entry = entry.map_err(|e| err("listing a directory", e))?;
-            let kind = entry.file_type().map_err(|e| err("listing a directory", e))?;
+            let kind = match entry.file_type() {
+                Ok(kind) => kind,
+                // Deleted since, on a filesystem whose directories do not tell types.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(err("listing a directory", e)),
+            };
             match key::decode(&entry.file_name()) {
                 Decoded::Component(name) if kind.is_dir() => {
                     out.push(Entry { name: format!("{piece}{name}/"), dir: true, path: entry.path() });

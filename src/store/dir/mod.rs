@@ -14,7 +14,7 @@ mod upload;
 use super::*;
 use crate::env::Env;
 use crate::error::Error;
-use place::Place;
+use place::{Place, Wanted};
 use std::path::Path;
 use std::sync::Arc;
 use upload::{Source, Uploads};
@@ -106,7 +106,8 @@ impl Store for DirStore {
     async fn put(&self, key: &Key, body: Vec<Bytes>, cond: Cond) -> Result<Meta> {
         check_key(key)?;
         let key = key.to_owned();
-        self.run(move |i| i.place.put(&key, &body, &cond)).await
+        let (_waiting, wanted) = Wanted::new();
+        self.run(move |i| i.place.put(&key, &body, &cond, &wanted)).await
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
@@ -122,7 +123,8 @@ impl Store for DirStore {
         check_key(from)?;
         check_key(to)?;
         let (from, only, to) = (from.to_owned(), only.clone(), to.to_owned());
-        self.run(move |i| i.place.copy(&from, &only, &to, &cond)).await
+        let (_waiting, wanted) = Wanted::new();
+        self.run(move |i| i.place.copy(&from, &only, &to, &cond, &wanted)).await
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page> {
@@ -155,7 +157,8 @@ impl Store for DirStore {
 
     async fn upload_complete(&self, key: &Key, id: &UploadId, parts: &[Part], cond: Cond) -> Result<Meta> {
         let (key, id, parts) = (key.to_owned(), id.clone(), parts.to_vec());
-        self.run(move |i| i.place.upload_complete(&i.uploads, &key, &id, &parts, &cond)).await
+        let (_waiting, wanted) = Wanted::new();
+        self.run(move |i| i.place.upload_complete(&i.uploads, &key, &id, &parts, &cond, &wanted)).await
     }
 
     async fn upload_abort(&self, key: &Key, id: &UploadId) -> Result<()> {

@@ -9,6 +9,8 @@ use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Locks that serialise writers of the same key, also those of other processes.
@@ -27,6 +29,42 @@ pub(super) struct Place {
     durable: bool,
     env: Env,
     last: Mutex<u128>,
+}
+
+/// A finished temporary file.
+pub(super) struct New<'a> {
+    pub(super) file: &'a File,
+    pub(super) temp: &'a Path,
+    /// It stays when it cannot be committed (an upload that may be completed again).
+    pub(super) keep: bool,
+}
+
+/// Whether the caller still waits. Work that was given up (a time limit ended it) must not replace an object later, when
+/// another attempt has been answered and others have built upon it.
+#[derive(Clone, Default)]
+pub(super) struct Wanted(Arc<AtomicBool>);
+
+/// Held by the caller: dropped, it says that nobody waits any more.
+pub(super) struct Waiting(Arc<AtomicBool>);
+
+impl Wanted {
+    pub(super) fn new() -> (Waiting, Wanted) {
+        let given_up = Arc::new(AtomicBool::new(false));
+        (Waiting(given_up.clone()), Wanted(given_up))
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.0.load(Ordering::SeqCst) {
+            false => Ok(()),
+            true => fail(Kind::Interrupted, "the write was given up before it was carried out"),
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// Translates an input/output error; `what` says what was being done, without naming the file.
@@ -204,17 +242,17 @@ impl Place {
         Ok(at)
     }
 
-    /// Makes a finished temporary file the object `key`, if `cond` holds, atomically and durably. Removes it otherwise, unless
-    /// `keep` (an upload that may be completed again).
-    pub(super) fn commit(&self, key: &Key, file: &File, temp: &Path, cond: &Cond, keep: bool) -> Result<Meta> {
-        let done = self.try_commit(key, file, temp, cond);
-        if done.is_err() && !keep {
-            let _ = fs::remove_file(temp);
+    /// Makes a finished temporary file the object `key`, if `cond` holds, atomically and durably. Removes it otherwise.
+    pub(super) fn commit(&self, key: &Key, new: New<'_>, cond: &Cond, wanted: &Wanted) -> Result<Meta> {
+        let done = self.try_commit(key, &new, cond, wanted);
+        if done.is_err() && !new.keep {
+            let _ = fs::remove_file(new.temp);
         }
         done
     }
 
-    fn try_commit(&self, key: &Key, file: &File, temp: &Path, cond: &Cond) -> Result<Meta> {
+    fn try_commit(&self, key: &Key, new: &New<'_>, cond: &Cond, wanted: &Wanted) -> Result<Meta> {
+        let file = new.file;
         self.stamp(file)?;
         if self.durable {
             file.sync_all().map_err(|e| err("writing an object to disk", e))?;
@@ -224,7 +262,8 @@ impl Place {
         {
             let _lock = self.lock(key)?;
             self.check(key, cond)?;
-            self.rename(temp, &path)?;
+            wanted.check()?;
+            self.rename(new.temp, &path)?;
         }
         self.sync_dir(path.parent().unwrap_or(&self.root))?;
         Ok(meta)
@@ -307,17 +346,17 @@ impl Place {
     }
 
     /// Writes a body to a new temporary file and commits it.
-    pub(super) fn put(&self, key: &Key, body: &[Bytes], cond: &Cond) -> Result<Meta> {
+    pub(super) fn put(&self, key: &Key, body: &[Bytes], cond: &Cond, wanted: &Wanted) -> Result<Meta> {
         self.writable()?;
         let (mut file, temp) = self.temp()?;
         if let Err(e) = body.iter().try_for_each(|b| file.write_all(b)) {
             let _ = fs::remove_file(&temp);
             return Err(err("writing an object", e));
         }
-        self.commit(key, &file, &temp, cond, false)
+        self.commit(key, New { file: &file, temp: &temp, keep: false }, cond, wanted)
     }
 
-    pub(super) fn copy(&self, from: &Key, only: &ETag, to: &Key, cond: &Cond) -> Result<Meta> {
+    pub(super) fn copy(&self, from: &Key, only: &ETag, to: &Key, cond: &Cond, wanted: &Wanted) -> Result<Meta> {
         self.writable()?;
         let (mut source, _) = self.open_object(from, Some(only))?;
         let (mut file, temp) = self.temp()?;
@@ -326,7 +365,7 @@ impl Place {
             let _ = fs::remove_file(&temp);
             return Err(err("copying an object", e));
         }
-        self.commit(to, &file, &temp, cond, false)
+        self.commit(to, New { file: &file, temp: &temp, keep: false }, cond, wanted)
     }
 
     pub(super) fn delete(&self, key: &Key) -> Result<()> {

@@ -9,7 +9,7 @@
 //! may leave a thread behind that still writes it; each attempt takes a number, and an older one never writes after a newer.
 
 use super::super::*;
-use super::place::{Place, err};
+use super::place::{New, Place, Wanted, err};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -187,7 +187,15 @@ impl Place {
         Ok(Open::File(source, range.end - range.start))
     }
 
-    pub(super) fn upload_complete(&self, up: &Uploads, key: &Key, id: &UploadId, parts: &[Part], cond: &Cond) -> Result<Meta> {
+    pub(super) fn upload_complete(
+        &self,
+        up: &Uploads,
+        key: &Key,
+        id: &UploadId,
+        parts: &[Part],
+        cond: &Cond,
+        wanted: &Wanted,
+    ) -> Result<Meta> {
         self.writable()?;
         let len = check_parts(parts)?;
         up.end(id, || {
@@ -202,7 +210,7 @@ impl Place {
             let what = "completing an upload";
             let file = OpenOptions::new().write(true).open(&data).map_err(|e| err(what, e))?;
             file.set_len(len).map_err(|e| err(what, e))?;
-            let meta = self.commit(key, &file, &data, cond, true)?;
+            let meta = self.commit(key, New { file: &file, temp: &data, keep: true }, cond, wanted)?;
             let _ = fs::remove_dir_all(&folder);
             Ok(meta)
         })

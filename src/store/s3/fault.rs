@@ -64,6 +64,10 @@ pub(super) fn fault(what: &str, e: impl Failure) -> Error {
 fn meaning(status: u16, code: &str) -> (Kind, &'static str) {
     match code {
         "NoSuchBucket" => return (Kind::Invalid, "the bucket does not exist: check its name and the endpoint"),
+        // Some errors come inside an answer that began with 200.
+        "PreconditionFailed" | "ConditionalRequestConflict" => return (Kind::Stale, ""),
+        "NoSuchKey" | "NoSuchUpload" => return (Kind::NotFound, ""),
+        "AccessDenied" => return (Kind::Denied, "these credentials do not allow it"),
         "InvalidPart" | "InvalidPartOrder" | "EntityTooSmall" => return (Kind::Invalid, ""),
         "KeyTooLongError" | "KeyTooLong" => return (Kind::NameTooLong, ""),
         "EntityTooLarge" => return (Kind::TooLarge, ""),
@@ -144,6 +148,8 @@ mod tests {
             (404, "", Kind::NotFound),
             (404, "NoSuchBucket", Kind::Invalid),
             (404, "NoSuchUpload", Kind::NotFound),
+            (200, "PreconditionFailed", Kind::Stale),
+            (200, "InternalError", Kind::Unavailable),
             (412, "PreconditionFailed", Kind::Stale),
             (409, "ConditionalRequestConflict", Kind::Stale),
             (409, "OperationAborted", Kind::Unavailable),

@@ -45,7 +45,9 @@ impl ModelFs {
     /// An empty filesystem.
     pub fn new() -> ModelFs {
         let mut state = State { inodes: HashMap::new(), handles: HashMap::new(), next_ino: ROOT, next_fh: 1, next_cookie: 3 };
-        let root = state.make(Caller::default(), FileType::Dir, 0o755, 0, Body::Dir(Dir::new(ROOT)));
+        // Whoever mounts it owns the root.
+        let me = Caller { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw(), pid: 0 };
+        let root = state.make(me, FileType::Dir, 0o755, 0, Body::Dir(Dir::new(ROOT)));
         // The root is always known.
         state.inodes.get_mut(&root).unwrap().lookups = 1;
         ModelFs {
