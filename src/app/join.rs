@@ -3,6 +3,7 @@
 use super::mounted::Mounted;
 use super::plan::Plan;
 use super::secret::Secret;
+use crate::audit;
 use crate::config::{Config, OnUnavailable};
 use crate::disk::RealDisk;
 use crate::env::Env;
@@ -10,6 +11,8 @@ use crate::error::{Kind, Result, fail};
 use crate::fuse::MountOptions;
 use crate::keyring::{self, ConfigPins, InitParams, RecoveryCode, Volume};
 use crate::store::{self, Stack, StoreSpec};
+use crate::types::VolumeId;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -94,11 +97,31 @@ pub async fn check(plan: &Plan) -> Result<()> {
 /// Opens the store, asks it what it can do, and unlocks the volume.
 pub async fn unlock(plan: &Plan, secret: Secret) -> Result<Unlocked> {
     let stack = open_store(&plan.store, &plan.config, false).await?;
-    let volume = keyring::unlock(&*stack.store, key(secret)?, Some(&pins(&plan.config)?)).await?;
+    let (info, _) = keyring::check_config(&*stack.store, Some(&pins(&plan.config)?)).await?;
+    let volume = match keyring::unlock(&*stack.store, key(secret)?, Some(&pins(&plan.config)?)).await {
+        Err(e) if e.kind() == Kind::Locked => {
+            note_failure(&volume_dir(&plan.config, info.params.volume_id));
+            return Err(e);
+        }
+        done => done?,
+    };
     for note in stack.probe().await? {
         tracing::warn!("{note}");
     }
     Ok(Unlocked { stack, volume })
+}
+
+/// Where a volume's local state lies.
+pub fn volume_dir(config: &Config, id: VolumeId) -> PathBuf {
+    config.state_dir.join("volumes").join(id.hex())
+}
+
+/// Notes a wrong secret where the audit log of the volume finds it at the next mount: its key is not to be had now.
+fn note_failure(dir: &Path) {
+    let noted = RealDisk::open(dir).and_then(|disk| audit::note_failed_unlock(&disk, "audit", Env::real().clock.now()));
+    if let Err(e) = noted {
+        tracing::warn!("the failed unlock could not be noted: {e}");
+    }
 }
 
 /// A passphrase, or a recovery code that was given in its place. Nobody's passphrase looks like a code by accident: the code has
@@ -115,7 +138,5 @@ fn key(secret: Secret) -> Result<keyring::Secret> {
 
 /// Opens the store, unlocks the volume, mounts it.
 pub async fn mount(plan: &Plan, secret: Secret) -> Result<Arc<dyn Mounted>> {
-    let Unlocked { stack, volume } = unlock(plan, secret).await?;
-    let _ = (mount_options(plan), volume);
-    fail(Kind::Unsupported, format!("{}: the filesystem is not joined yet", stack.store.url()))
+    super::assemble::assemble(plan, unlock(plan, secret).await?).await
 }

@@ -4,6 +4,7 @@
 //! process that serves ([`handshake`]), [`serve`] is its life, [`socket`] and [`client`] are how other commands talk to it, and
 //! [`join`] is the one place where store, keys, filesystem and kernel are put together.
 
+mod assemble;
 mod client;
 mod failure;
 mod generate;
@@ -12,6 +13,7 @@ mod harden;
 mod init;
 mod install;
 mod join;
+mod live;
 mod logs;
 mod mount;
 mod mounted;

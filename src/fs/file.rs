@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::read::OpenObject;
 use crate::types::{FileId, Hash, Time};
 use crate::write::layer::Layer;
+use crate::write::spool::DestroyLogs;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -38,6 +39,17 @@ pub struct Version {
     pub key: String,
 }
 
+/// State of a file at the moment its layer was frozen for an upload.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Froze {
+    /// Size.
+    pub size: u64,
+    /// Count of changes.
+    pub changes: u64,
+    /// Time of the last write.
+    pub times: Option<Time>,
+}
+
 /// Layers and version: what a read is answered from.
 #[derive(Default)]
 pub struct Io {
@@ -47,8 +59,8 @@ pub struct Io {
     pub object: Option<Arc<OpenObject>>,
     /// Being uploaded.
     pub frozen: Option<Arc<Layer>>,
-    /// Size of the file when `frozen` was frozen.
-    pub frozen_size: u64,
+    /// What the file was like when `frozen` was frozen.
+    pub froze: Froze,
     /// Takes writes.
     pub active: Layer,
     /// Number of the next layer.
@@ -93,6 +105,8 @@ pub struct Live {
     pub times: Option<Time>,
     /// Counts changes of the contents.
     pub changes: u64,
+    /// `changes` that somebody waits for, or that were closed: uploaded even while the file is open.
+    pub wanted: u64,
     /// `changes` that the bucket and the index hold.
     pub saved: u64,
     /// The file has no version in the bucket yet.
@@ -103,6 +117,8 @@ pub struct Live {
     pub failures: u32,
     /// The error of the last one, kept for status and for whoever waits.
     pub error: Option<Error>,
+    /// After a crash: the version that was about to be written from the frozen layer.
+    pub intent: Option<Hash>,
     /// An error that close or fsync has still to report.
     pub unreported: bool,
     /// Has no name any more: nothing of it needs to reach the bucket.
@@ -138,6 +154,18 @@ pub struct File {
     pub opens: AtomicU32,
     /// Set when an upload finished or failed.
     pub progress: tokio::sync::Notify,
+}
+
+impl Drop for File {
+    /// What an unlinked file still had in the spool nobody wants any more.
+    fn drop(&mut self) {
+        if !self.live.get_mut().unlinked {
+            return;
+        }
+        let io = self.io.get_mut();
+        let frozen = io.frozen.iter().flat_map(|f| f.logs().iter().cloned());
+        drop(DestroyLogs(frozen.chain(io.active.logs().iter().cloned()).collect()));
+    }
 }
 
 impl File {

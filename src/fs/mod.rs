@@ -1,2 +1,333 @@
-//! Fs
+//! `Fs`: the filesystem. It joins what exists (`tree`), reading (`read`) and writing (`write`), and answers [`Ops`].
+//!
+//! - [`names`](self): lookup, create, mkdir, unlink, rename (`names.rs`); attributes (`attr.rs`); files (`io.rs`); listings (`list.rs`).
+//! - Changes of names show at once, are noted in the journal (`journal.rs`), and reach the bucket in groups (`commit.rs`).
+//! - Contents go to the spool and are uploaded by `upload.rs`; `file.rs` draws the states.
+//! - `recover.rs` puts back what an earlier mount left; `drain.rs` waits until the bucket has everything.
+//!
+//! Lock order: see `state.rs`.
+
+mod attr;
+mod commit;
+mod drain;
+pub mod file;
+mod io;
+mod journal;
+mod list;
+mod names;
+mod open;
+mod ops;
+mod recover;
+mod state;
 pub mod status;
+mod upload;
+
+pub use drain::Progress;
+pub use open::{FsParts, Sink};
+pub use recover::Recovered;
+
+use crate::env::Env;
+use crate::error::{Error, Kind, Result, fail};
+use crate::format::entry::Entry;
+use crate::ops::Ino;
+use crate::read::Reader;
+use crate::store::Store;
+use crate::tree::dir::{Change, Guard};
+use crate::tree::io::{IndexIo, Remote};
+use crate::types::{DirId, Mode};
+use crate::write::spool::Spool;
+use crate::write::upload::Uploader;
+use file::File;
+use journal::{Journal, Line};
+use state::{DirCell, State};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, Semaphore};
+
+/// When fsync(2) returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FsyncMode {
+    /// When the bucket has the data and the index names it.
+    Remote,
+    /// When the sealed spool on the local disk has it durably; the upload goes on in the background.
+    Local,
+}
+
+/// What a mount can choose.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Refuse all changes.
+    pub read_only: bool,
+    /// Owner shown for every file.
+    pub uid: Option<u32>,
+    /// Group shown for every file.
+    pub gid: Option<u32>,
+    /// Permission bits hidden from every file.
+    pub umask: Option<u16>,
+    /// Owner and group of the root directory of a new volume.
+    pub root_owner: (u32, u32),
+    /// How long the kernel may believe names and attributes.
+    pub attr_ttl: Duration,
+    /// How old a listing may be before the bucket is asked again.
+    pub dir_ttl: Duration,
+    /// When fsync returns.
+    pub fsync: FsyncMode,
+    /// How long names gather before their index is written.
+    pub commit_delay: Duration,
+    /// Longest wait of a request for the store.
+    pub deadline: Duration,
+    /// Files uploaded at once.
+    pub uploads: usize,
+    /// Files with unsent data; more have to wait for uploads.
+    pub max_dirty_files: usize,
+    /// Directory entries kept in memory.
+    pub max_entries: usize,
+    /// First and longest pause between tries of an upload or an index write.
+    pub retry: (Duration, Duration),
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            read_only: false,
+            uid: None,
+            gid: None,
+            umask: None,
+            root_owner: (0, 0),
+            attr_ttl: Duration::from_secs(1),
+            dir_ttl: Duration::from_secs(1),
+            fsync: FsyncMode::Remote,
+            commit_delay: Duration::from_millis(500),
+            deadline: Duration::from_secs(60),
+            uploads: 16,
+            max_dirty_files: 2048,
+            max_entries: 1 << 20,
+            retry: (Duration::from_secs(2), Duration::from_secs(60)),
+        }
+    }
+}
+
+/// An open handle.
+enum Handle {
+    File { file: Arc<File>, read: parking_lot::Mutex<Option<Arc<crate::read::Handle>>>, append: bool, writes: bool },
+    Dir,
+}
+
+/// Deletes objects of the bucket when dropped: the index no longer names them, and no handle is open.
+pub(crate) struct Doomed {
+    keys: Vec<String>,
+    index: bool,
+    to: tokio::sync::mpsc::UnboundedSender<Deletion>,
+    count: Arc<AtomicU64>,
+}
+
+/// Objects to delete.
+pub(crate) struct Deletion {
+    keys: Vec<String>,
+    /// Index objects, which local state forgets first.
+    index: bool,
+    counted: Counted,
+}
+
+/// Counts deletions under way, for whoever waits until all is done.
+pub(crate) struct Counted(Arc<AtomicU64>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Doomed {
+    pub(crate) fn object(fs: &Fs, key: String) -> Doomed {
+        Doomed { keys: vec![key], index: false, to: fs.deleter.clone(), count: fs.deletions.clone() }
+    }
+
+    pub(crate) fn index(fs: &Fs, dir: DirId, remote: &Remote) -> Doomed {
+        Doomed { keys: fs.index.keys_of(dir, remote), index: true, to: fs.deleter.clone(), count: fs.deletions.clone() }
+    }
+}
+
+impl Drop for Doomed {
+    fn drop(&mut self) {
+        // When nobody listens the mount is going down: the objects stay as orphans, which harm nothing.
+        self.count.fetch_add(1, Ordering::AcqRel);
+        let counted = Counted(self.count.clone());
+        let _ = self.to.send(Deletion { keys: std::mem::take(&mut self.keys), index: self.index, counted });
+    }
+}
+
+/// The filesystem of one mount.
+pub struct Fs {
+    this: Weak<Fs>,
+    opts: Options,
+    mode: Mode,
+    env: Env,
+    store: Arc<dyn Store>,
+    index: IndexIo,
+    reader: Reader,
+    uploader: Arc<Uploader>,
+    spool: Spool,
+    journal: Journal,
+    state: parking_lot::Mutex<State>,
+    handles: parking_lot::Mutex<HashMap<u64, Arc<Handle>>>,
+    next_handle: AtomicU64,
+    root_entry: Arc<Entry>,
+    sink: Arc<dyn Sink>,
+    deleter: tokio::sync::mpsc::UnboundedSender<Deletion>,
+    deletions: Arc<AtomicU64>,
+    /// Directories with names to write, and whether somebody waits for them.
+    kicked: parking_lot::Mutex<HashSet<DirId>>,
+    kick_bell: Arc<Notify>,
+    /// Rings after every index write.
+    committed: Notify,
+    /// Rings after every upload.
+    uploaded: Notify,
+    upload_slots: Arc<Semaphore>,
+    /// Wakes uploads that pause after a failure.
+    kick_uploads: Notify,
+    /// Somebody waits for everything: no delays.
+    hurry: AtomicBool,
+    /// The mount takes no more changes.
+    stopping: AtomicBool,
+    sent_bytes: AtomicU64,
+    rt: tokio::runtime::Handle,
+}
+
+impl Fs {
+    /// A strong reference to itself, for tasks.
+    fn arc(&self) -> Option<Arc<Fs>> {
+        self.this.upgrade()
+    }
+
+    /// Notes changes in the journal and shows them. Returns guards to drop outside the lock.
+    fn apply(&self, st: &mut State, ops: Vec<(DirId, Vec<u8>, Change)>) -> Result<Vec<Guard>> {
+        let lines: Vec<_> = ops.iter().map(|(d, n, c)| (*d, n.clone(), c.entry.clone())).collect();
+        self.journal_only(st, &lines)?;
+        Ok(self.apply_journalled(st, ops))
+    }
+
+    /// Notes changes in the journal, under the number that the next [`Fs::apply_journalled`] takes.
+    fn journal_only(&self, st: &mut State, ops: &[(DirId, Vec<u8>, Option<Arc<Entry>>)]) -> Result<()> {
+        let mut lines = Vec::with_capacity(ops.len());
+        for (dir, name, entry) in ops {
+            let cell = st.dirs.get(dir).ok_or_else(|| Error::new(Kind::Stale, "unknown directory"))?;
+            let unborn = st.unborn.contains(dir);
+            lines.push(Line { dir: *dir, key: cell.key.clone(), unborn, name: name.clone(), entry: entry.clone() });
+        }
+        self.journal.names(st.seq + 1, &lines)
+    }
+
+    /// Shows changes that the journal has.
+    fn apply_journalled(&self, st: &mut State, ops: Vec<(DirId, Vec<u8>, Change)>) -> Vec<Guard> {
+        let seq = st.next_seq();
+        let now = self.env.clock.now();
+        let mut due = Vec::new();
+        for (dir, name, change) in ops {
+            if let Some(cell) = st.dirs.get_mut(&dir) {
+                let names_change = cell.dir.get(&name).is_none() != change.entry.is_none() || change.entry.is_none();
+                due.extend(cell.dir.set(&name, seq, change));
+                if names_change {
+                    cell.times = Some(now);
+                }
+                self.kick(dir);
+            }
+        }
+        due
+    }
+
+    /// Asks for an index write of a directory, soon.
+    fn kick(&self, dir: DirId) {
+        self.kicked.lock().insert(dir);
+        self.kick_bell.notify_one();
+    }
+
+    /// The directory of an inode, loaded.
+    async fn dir(&self, ino: Ino) -> Result<DirId> {
+        self.own(ino)?;
+        let id = self.state.lock().dir_of(ino)?;
+        self.load_dir(id).await?;
+        Ok(id)
+    }
+
+    /// Makes sure that a directory's entries are in memory.
+    async fn load_dir(&self, id: DirId) -> Result<()> {
+        let cell = |st: &State| match st.dirs.get(&id) {
+            Some(c) if c.dir.is_loaded() => Ok(None),
+            Some(c) => Ok(Some((c.loading.clone(), c.key.clone()))),
+            None => fail(Kind::Stale, "unknown directory"),
+        };
+        let Some((loading, key)) = cell(&self.state.lock())? else { return Ok(()) };
+        let _one = loading.lock().await;
+        if cell(&self.state.lock())?.is_none() {
+            return Ok(());
+        }
+        let loaded = self.within(self.index.load(id, &key)).await;
+        let (remote, entries) = loaded.map_err(|e| self.report(e, id))?;
+        let mut st = self.state.lock();
+        let Some(cell) = st.dirs.get_mut(&id) else { return fail(Kind::Stale, "the directory was removed") };
+        cell.dir.merge(entries, |_| true);
+        cell.remote = Some(remote);
+        cell.fetched = Some(Instant::now());
+        let pending = cell.dir.has_pending();
+        self.evict(&mut st, id);
+        drop(st);
+        if pending {
+            self.kick(id);
+        }
+        Ok(())
+    }
+
+    /// Runs a request to the store within the mount's deadline.
+    async fn within<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        match tokio::time::timeout(self.opts.deadline, work).await {
+            Ok(r) => r,
+            Err(_) => fail(Kind::Unavailable, "the store did not answer in time"),
+        }
+    }
+
+    /// Passes a failed verification on to audit and quarantine.
+    fn report(&self, e: Error, dir: DirId) -> Error {
+        if e.kind() == Kind::Corrupt {
+            self.sink.index_corrupt(dir, &e);
+        }
+        e.context("reading a directory index")
+    }
+
+    /// Drops listings that nobody uses, when too many entries are in memory.
+    fn evict(&self, st: &mut State, keep: DirId) {
+        let mut total: usize = st.dirs.values().map(|c| c.dir.len()).sum();
+        if total <= self.opts.max_entries {
+            return;
+        }
+        let mut idle: Vec<(Option<Instant>, DirId)> = st
+            .dirs
+            .iter()
+            .filter(|(id, c)| **id != keep && **id != st.root && evictable(c) && !st.unborn.contains(*id))
+            .map(|(id, c)| (c.fetched, *id))
+            .collect();
+        idle.sort();
+        for (_, id) in idle {
+            if total <= self.opts.max_entries / 4 * 3 {
+                break;
+            }
+            if let Some(c) = st.dirs.get_mut(&id) {
+                total -= c.dir.len();
+                c.dir = crate::tree::dir::Dir::unloaded(id);
+                c.remote = None;
+                c.fetched = None;
+            }
+        }
+    }
+
+    /// Whether the bucket should be asked again before believing a listing.
+    fn is_stale(&self, cell: &DirCell) -> bool {
+        cell.remote.is_some() && cell.fetched.is_none_or(|t| t.elapsed() > self.opts.dir_ttl)
+    }
+}
+
+fn evictable(c: &DirCell) -> bool {
+    c.dir.is_loaded() && c.nodes == 0 && !c.busy && !c.dir.has_pending() && c.times.is_none()
+}

@@ -3,8 +3,8 @@
 use super::file::File;
 use super::state::{CONTROL_BIT, DirCell, ROOT_SELF, State, attr_of};
 use super::{Doomed, Fs};
-use crate::error::{Error, Kind, Result, fail};
 use crate::crypto::secmem::SecretKey;
+use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Attributes, Body, Entry, FileRef};
 use crate::ops::{Caller, FileType, Found, Ino, NewNode, ROOT};
 use crate::tree::dir::{Change, Dir, Guard, MoveToken};
@@ -39,10 +39,13 @@ impl Fs {
     }
 
     pub(super) fn writable(&self) -> Result<()> {
-        match self.opts.read_only {
-            true => fail(Kind::ReadOnly, "the mount is read-only"),
-            false => Ok(()),
+        if self.opts.read_only {
+            return fail(Kind::ReadOnly, "the mount is read-only");
         }
+        if self.stopping.load(Ordering::Acquire) {
+            return fail(Kind::Busy, "the volume is being unmounted");
+        }
+        Ok(())
     }
 
     pub(super) fn found(&self, st: &State, ino: Ino) -> Result<Found> {
@@ -129,10 +132,7 @@ impl Fs {
     pub(super) fn attach_dir(&self, st: &mut State, parent: DirId, entry: &Entry) {
         if let Body::Dir { dir_id, dir_key } = &entry.body {
             let place = Some((parent, entry.name.clone()));
-            let cell = st
-                .dirs
-                .entry(*dir_id)
-                .or_insert_with(|| DirCell::new(Dir::unloaded(*dir_id), dir_key.clone(), None));
+            let cell = st.dirs.entry(*dir_id).or_insert_with(|| DirCell::new(Dir::unloaded(*dir_id), dir_key.clone(), None));
             cell.place = place;
         }
     }
@@ -141,15 +141,8 @@ impl Fs {
     fn new_entry(&self, st: &State, who: Caller, parent: Ino, name: &[u8], perm: u16, body: Body) -> Result<Entry> {
         let up = self.entry_of(st, parent)?;
         let now = self.env.clock.now();
-        let mut attributes = Attributes {
-            mode: perm & 0o7777,
-            uid: who.uid,
-            gid: who.gid,
-            atime: now,
-            mtime: now,
-            ctime: now,
-            btime: now,
-        };
+        let mut attributes =
+            Attributes { mode: perm & 0o7777, uid: who.uid, gid: who.gid, atime: now, mtime: now, ctime: now, btime: now };
         if up.attributes.mode & S_ISGID != 0 {
             attributes.gid = up.attributes.gid;
             if matches!(body, Body::Dir { .. }) {
@@ -176,7 +169,13 @@ impl Fs {
         self.found(st, ino)
     }
 
-    pub(super) async fn do_mknod(&self, who: Caller, parent: Ino, name: &[u8], new: NewNode) -> Result<(Found, Option<Arc<File>>)> {
+    pub(super) async fn do_mknod(
+        &self,
+        who: Caller,
+        parent: Ino,
+        name: &[u8],
+        new: NewNode,
+    ) -> Result<(Found, Option<Arc<File>>)> {
         self.writable()?;
         self.check_name(parent, name)?;
         self.dir(parent).await?;

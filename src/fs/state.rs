@@ -5,13 +5,13 @@
 //! while holding it.
 
 use super::file::File;
-use crate::error::{Kind, Result, fail};
 use crate::crypto::secmem::SecretKey;
+use crate::error::{Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
 use crate::ops::{Attr, FileType, Ino, ROOT};
 use crate::tree::dir::{Dir, Guard};
 use crate::tree::io::Remote;
-use crate::types::{DirId, FileId, Hash, Time};
+use crate::types::{DirId, FileId, Time};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -162,8 +162,7 @@ impl State {
             return ino;
         }
         let place = (dir, entry.name.clone());
-        self.nodes
-            .insert(ino, Node { place: Some(place.clone()), entry: entry.clone(), lookups, opens: 0, guards: Vec::new() });
+        self.nodes.insert(ino, Node { place: Some(place.clone()), entry: entry.clone(), lookups, opens: 0, guards: Vec::new() });
         self.places.insert(place, ino);
         if let Some(c) = self.dirs.get_mut(&dir) {
             c.nodes += 1;
@@ -305,13 +304,5 @@ pub fn attr_of(ino: Ino, e: &Entry, links: Option<u32>) -> Attr {
         uid: a.uid,
         gid: a.gid,
         rdev,
-    }
-}
-
-/// The version of a file that an entry names: generation and trailer hash, or `None` before its first upload.
-pub fn pinned(e: &Entry) -> Option<(u64, Hash)> {
-    match &e.body {
-        Body::File(f) if f.generation > 0 => Some((f.generation, f.trailer_hash)),
-        _ => None,
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 /// Least budget that works with every allowed chunk size, bytes.
-pub const MIN_BUDGET: u64 = 16 << 20;
+pub const MIN_BUDGET: u64 = 32 << 20;
 
 const KIB: u64 = 1024;
 
@@ -88,14 +88,17 @@ impl Budget {
         self.chunks_kib / 4 * 3 * KIB
     }
 
-    /// The largest fetch, in bytes of ciphertext: small enough that several fit beside a full cache and full answers.
+    /// The largest fetch, in bytes of plaintext. Twice that (the ciphertext beside it) fits into what a full cache and the
+    /// chunks that waiting answers hold leave free, so the first in the queue can always go on.
     pub(super) fn largest_fetch(&self) -> u64 {
-        self.chunks_kib / 4 / 4 * KIB
+        self.chunks_kib / 24 * KIB
     }
 
-    /// The longest answer, bytes.
-    pub(super) fn largest_answer(&self) -> u64 {
-        self.answers_kib / 2 * KIB
+    /// The furthest to fetch ahead when `streams` handles do so: no more than the cache keeps until it is read, and no more in
+    /// flight than is free beside a full cache.
+    pub(super) fn largest_window(&self, streams: u64) -> u64 {
+        let free = self.chunks_kib * KIB - self.cache_bytes();
+        (free / 3).min(self.cache_bytes() / 2) / streams.max(1)
     }
 
     /// Chunk-pool bytes free now.
@@ -207,13 +210,13 @@ mod tests {
 
     #[test]
     fn pools_add_up_and_the_largest_fetch_fits_beside_cache_and_answers() {
-        for mib in [16, 17, 64, 512, 4096] {
+        for mib in [32, 33, 64, 512, 4096] {
             let b = Budget::new(mib << 20).unwrap();
             assert_eq!(b.total(), mib << 20);
             assert_eq!(b.used(), 0);
-            let in_flight = 2 * b.largest_fetch();
-            assert!(b.cache_bytes() + in_flight <= b.chunks_kib * KIB);
-            assert!(b.largest_answer() >= 1 << 20);
+            // The largest fetch, or one chunk of the largest size, beside half a mebibyte of leaves.
+            let in_flight = (2 * b.largest_fetch()).max((2 << 20) + 8192) + (512 << 10);
+            assert!(b.cache_bytes() + b.answers_kib * KIB + in_flight <= b.chunks_kib * KIB, "{mib}");
         }
     }
 

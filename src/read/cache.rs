@@ -5,8 +5,8 @@
 //! being answered counts until it is truly gone.
 
 use super::budget::{Budget, Pool, Share};
+use crate::crypto::aead::TAG_LEN;
 use crate::error::Result;
-use crate::types::Hash;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,6 +55,11 @@ impl Plain {
     pub(super) fn with_capacity(len: usize, share: Share) -> Plain {
         share.live(len);
         Plain { data: Vec::with_capacity(len), share }
+    }
+
+    /// An empty buffer for a chunk of `len` bytes, with room for its tag so that it can be opened in place.
+    pub(super) fn for_chunk(len: usize, share: Share) -> Plain {
+        Plain::with_capacity(len + TAG_LEN, share)
     }
 
     /// The bytes, to be filled; must not grow beyond the capacity (it would leave an unwiped copy behind).
@@ -109,7 +114,7 @@ impl Cache {
     pub(super) fn new(budget: Arc<Budget>, lower: Option<Arc<dyn LowerCache>>) -> Cache {
         let chunks = moka::sync::Cache::builder()
             .max_capacity(budget.cache_bytes())
-            .weigher(|_: &ChunkKey, v: &Bytes| u32::try_from(v.len() + ENTRY_OVERHEAD).unwrap_or(u32::MAX))
+            .weigher(|_: &ChunkKey, v: &Bytes| u32::try_from(Cache::cost(v.len())).unwrap_or(u32::MAX))
             // Not TinyLFU: it would refuse chunks that were fetched ahead and not asked for yet, and fetch them twice.
             .eviction_policy(moka::policy::EvictionPolicy::lru())
             .build();
@@ -159,9 +164,9 @@ impl Cache {
         self.chunks.run_pending_tasks();
     }
 
-    /// What a chunk of `len` plaintext bytes costs, bytes.
+    /// What a chunk of `len` plaintext bytes takes of the budget, whole KiB in bytes.
     pub(super) fn cost(len: usize) -> usize {
-        len + ENTRY_OVERHEAD
+        (len + ENTRY_OVERHEAD).next_multiple_of(1024)
     }
 
     /// Memory for chunks and ciphertext in flight, without waiting.
@@ -186,6 +191,15 @@ impl Cache {
                 () = tokio::time::sleep(NUDGE) => self.chunks.run_pending_tasks(),
             }
         }
+    }
+
+    /// Whether `bytes` are free and would leave `rest` to others.
+    pub(super) fn spare(&self, bytes: u64, rest: u64) -> bool {
+        if self.budget.chunks_free() >= bytes + rest {
+            return true;
+        }
+        self.chunks.run_pending_tasks();
+        self.budget.chunks_free() >= bytes + rest
     }
 
     pub(super) fn stats(&self) -> CacheStats {

@@ -145,6 +145,26 @@ impl Dir {
         self.pending.get(name).map(|p| p.seq)
     }
 
+    /// Whether the bucket holds an entry of this name, perhaps an older one.
+    pub fn in_bucket(&self, name: &[u8]) -> bool {
+        match self.pending.get(name) {
+            Some(p) => p.base.is_some(),
+            None => self.entries.contains_key(name),
+        }
+    }
+
+    /// Whether no change up to number `seq` is pending.
+    pub fn settled_until(&self, seq: u64) -> bool {
+        self.pending.values().all(|p| p.seq > seq)
+    }
+
+    /// Pending names with their change numbers, and names whose entry `behind` accepts: what a journal must remember.
+    pub fn unsettled(&self, behind: impl Fn(&Entry) -> bool) -> Vec<(Vec<u8>, Option<u64>, Option<Arc<Entry>>)> {
+        let pending = self.pending.iter().map(|(n, p)| (n.clone(), Some(p.seq), self.get(n).cloned()));
+        let rest = self.entries.iter().filter(|(n, s)| !self.pending.contains_key(*n) && behind(&s.entry));
+        pending.chain(rest.map(|(n, s)| (n.clone(), None, Some(s.entry.clone())))).collect()
+    }
+
     /// The entry shown for a name.
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Entry>> {
         self.entries.get(name).map(|s| &s.entry)
@@ -152,9 +172,7 @@ impl Dir {
 
     /// Entries after a cookie, in a stable order: a name keeps its cookie while it exists.
     pub fn after(&self, cookie: u64) -> impl Iterator<Item = (u64, &Arc<Entry>)> {
-        self.order
-            .range(cookie.saturating_add(1)..)
-            .filter_map(|(&c, name)| self.entries.get(name).map(|s| (c, &s.entry)))
+        self.order.range(cookie.saturating_add(1)..).filter_map(|(&c, name)| self.entries.get(name).map(|s| (c, &s.entry)))
     }
 
     /// All entries in order of name.

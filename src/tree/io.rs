@@ -182,7 +182,13 @@ impl IndexIo {
     }
 
     /// Reads one part of a directory again: the head without shards, or a shard. `Stale` when the directory was split meanwhile.
-    pub async fn reload_part(&self, id: DirId, key: &SecretKey, remote: &Remote, part: u32) -> Result<(Version, Vec<Arc<Entry>>)> {
+    pub async fn reload_part(
+        &self,
+        id: DirId,
+        key: &SecretKey,
+        remote: &Remote,
+        part: u32,
+    ) -> Result<(Version, Vec<Arc<Entry>>)> {
         let dir = dir_ref(id, key);
         let place = match remote.bits {
             0 => Place::HEAD,
@@ -200,20 +206,19 @@ impl IndexIo {
 
     /// Whether the bucket holds other versions than `remote` says.
     pub async fn changed(&self, id: DirId, remote: &Remote) -> Result<bool> {
-        let mut places = vec![(Place::HEAD, &remote.head)];
-        places.extend(remote.shards.iter().zip(0..).map(|(v, slot)| (Place { epoch: remote.epoch, slot }, v)));
-        let differs: Vec<bool> = stream::iter(places)
-            .map(|(place, version)| async move {
-                match self.store.head(&self.keys.index_key(&id, place)).await {
-                    Ok(meta) => Ok(meta.etag != version.etag),
-                    Err(e) if e.kind() == Kind::NotFound => Ok(true),
-                    Err(e) => Err(e),
-                }
-            })
-            .buffered(AT_ONCE)
-            .try_collect()
-            .await?;
+        let mut places = vec![(Place::HEAD, remote.head.etag.clone())];
+        places.extend(remote.shards.iter().zip(0..).map(|(v, slot)| (Place { epoch: remote.epoch, slot }, v.etag.clone())));
+        let asked = places.into_iter().map(|(place, etag)| self.differs(self.keys.index_key(&id, place), etag));
+        let differs: Vec<bool> = stream::iter(asked.collect::<Vec<_>>()).buffered(AT_ONCE).try_collect().await?;
         Ok(differs.contains(&true))
+    }
+
+    async fn differs(&self, key: String, etag: ETag) -> Result<bool> {
+        match self.store.head(&key).await {
+            Ok(meta) => Ok(meta.etag != etag),
+            Err(e) if e.kind() == Kind::NotFound => Ok(true),
+            Err(e) => Err(e),
+        }
     }
 
     async fn put(&self, dir: &DirRef, node: &IndexNode, old: Option<&Version>) -> Result<Version> {
@@ -240,7 +245,14 @@ impl IndexIo {
     }
 
     /// Writes the next version of one part: the head without shards, or a shard.
-    pub async fn write_part(&self, id: DirId, key: &SecretKey, remote: &Remote, part: u32, entries: &[Arc<Entry>]) -> Result<Version> {
+    pub async fn write_part(
+        &self,
+        id: DirId,
+        key: &SecretKey,
+        remote: &Remote,
+        part: u32,
+        entries: &[Arc<Entry>],
+    ) -> Result<Version> {
         let dir = dir_ref(id, key);
         let (role, old) = match remote.bits {
             0 => (Role::Head { shard_bits: 0, epoch: remote.epoch }, &remote.head),
@@ -261,11 +273,8 @@ impl IndexIo {
             .map(|slot| {
                 let dir = &dir;
                 async move {
-                    let mine: Vec<Arc<Entry>> = entries
-                        .iter()
-                        .filter(|e| crate::format::index::shard_of(&e.name, bits) == slot)
-                        .cloned()
-                        .collect();
+                    let mine: Vec<Arc<Entry>> =
+                        entries.iter().filter(|e| crate::format::index::shard_of(&e.name, bits) == slot).cloned().collect();
                     let role = Role::Shard { shard_bits: bits, epoch, slot };
                     match self.put(dir, &node(role, None, &mine), None).await {
                         // Left over from a split that did not finish: take its place.

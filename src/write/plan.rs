@@ -113,9 +113,15 @@ mod tests {
     const S: u64 = 100;
 
     fn plan(size: u64, old: u64, visible: u64, touched: &[Range<u64>]) -> Vec<SegPlan> {
-        segments(size, S, Old { size: old, visible }, |_| false, |r| {
-            if touched.iter().any(|t| t.start < r.end && r.start < t.end) { Touch::Data } else { Touch::None }
-        })
+        segments(
+            size,
+            S,
+            Old { size: old, visible },
+            |_| false,
+            |r| {
+                if touched.iter().any(|t| t.start < r.end && r.start < t.end) { Touch::Data } else { Touch::None }
+            },
+        )
     }
 
     #[test]

@@ -332,9 +332,7 @@ impl Uploader {
         if !segments.iter().all(|k| job.plan[*k as usize] == SegPlan::Keep) {
             return Ok(None);
         }
-        let (Some(a), Some(b)) =
-            (old.layout.segment(segments[0]), segments.last().and_then(|k| old.layout.segment(*k)))
-        else {
+        let (Some(a), Some(b)) = (old.layout.segment(segments[0]), segments.last().and_then(|k| old.layout.segment(*k))) else {
             return Ok(None);
         };
         // The header in front of the first part is the same in every version.
@@ -351,9 +349,7 @@ impl Uploader {
     async fn seal(&self, job: &Job, k: u64, plain: &dyn Plain) -> Result<SealedPart> {
         let seg = self.params.geometry.seg_size();
         match job.plan[k as usize] {
-            SegPlan::Hole => {
-                Ok(SealedPart { body: Vec::new(), records: vec![Record::Hole { written: job.generation }] })
-            }
+            SegPlan::Hole => Ok(SealedPart { body: Vec::new(), records: vec![Record::Hole { written: job.generation }] }),
             SegPlan::Keep => {
                 let old = job.old.as_ref().ok_or_else(|| Error::new(Kind::Bug, "nothing to keep a segment from"))?;
                 let range = old.layout.segment(k).ok_or_else(|| Error::new(Kind::Bug, "a hole cannot be kept as data"))?;
@@ -364,12 +360,7 @@ impl Uploader {
                 }
                 let record = old.records[k as usize].clone();
                 if let Record::Stored { root, .. } = &record {
-                    let at = SegmentAt {
-                        params: &self.params,
-                        file_id: &job.file_id,
-                        k,
-                        plain: old.layout.seg_plain(k),
-                    };
+                    let at = SegmentAt { params: &self.params, file_id: &job.file_id, k, plain: old.layout.seg_plain(k) };
                     crate::format::segment::verify_segment(&at, &got.bytes, root)?;
                 }
                 Ok(SealedPart { body: vec![got.bytes], records: vec![record] })

@@ -1,0 +1,503 @@
+//! Names on their way to the bucket: group commit of directory indexes, refreshing, and waiting for both.
+//!
+//! A change kicks its directory; after `commit_delay` all names that gathered go into one index write per part. One task at a
+//! time works on a directory (`busy`). A lost race reads the part again, merges by name and writes again.
+
+use super::Fs;
+use super::state::{DirCell, ROOT_SELF, State};
+use crate::crypto::secmem::SecretKey;
+use crate::error::{Error, Kind, Result, fail};
+use crate::format::entry::{Body, Entry};
+use crate::ops::{Invalidate, ROOT};
+use crate::store::temporary;
+use crate::tree::dir::{Change, Guard, Taken};
+use crate::tree::io::Remote;
+use crate::types::DirId;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Names of one index write at most.
+const BATCH: usize = 16_384;
+/// Lost races in a row before the directory has to wait.
+const RACES: usize = 16;
+/// Directories written at once.
+const AT_ONCE: usize = 16;
+
+/// What an index write starts from.
+struct Claim {
+    key: SecretKey,
+    remote: Option<Remote>,
+}
+
+impl Fs {
+    /// Writes kicked directories until the mount ends.
+    pub(super) async fn committer(fs: std::sync::Weak<Fs>, bell: Arc<tokio::sync::Notify>) {
+        let slots = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+        loop {
+            bell.notified().await;
+            let Some(this) = fs.upgrade() else { return };
+            let delay = if this.hurry.load(Ordering::Acquire) { Duration::ZERO } else { this.opts.commit_delay };
+            drop(this);
+            tokio::time::sleep(delay).await;
+            let Some(this) = fs.upgrade() else { return };
+            let dirs: Vec<DirId> = this.kicked.lock().drain().collect();
+            for dir in dirs {
+                let Ok(slot) = slots.clone().acquire_owned().await else { return };
+                let fs = this.clone();
+                this.rt.spawn(async move {
+                    fs.flush_dir(dir).await;
+                    drop(slot);
+                });
+            }
+        }
+    }
+
+    /// Writes what is pending in a directory, unless somebody is at it (who will see it too, or kick again).
+    pub(super) async fn flush_dir(self: &Arc<Self>, id: DirId) {
+        if self.opts.read_only || !self.claim(id) {
+            return;
+        }
+        let result = self.flush_claimed(id).await;
+        let again = self.unclaim(id, result);
+        self.committed.notify_waiters();
+        self.tend_journal();
+        if let Some(wait) = again {
+            let fs = self.clone();
+            self.rt.spawn(async move {
+                tokio::time::sleep(wait).await;
+                fs.kick(id);
+            });
+        }
+    }
+
+    fn claim(&self, id: DirId) -> bool {
+        let mut st = self.state.lock();
+        match st.dirs.get_mut(&id) {
+            Some(c) if !c.busy && !c.dead => {
+                c.busy = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Ends a claim. Returns when to try again, if at all.
+    fn unclaim(&self, id: DirId, result: Result<()>) -> Option<Duration> {
+        let mut st = self.state.lock();
+        let unborn = st.unborn.contains(&id);
+        let cell = st.dirs.get_mut(&id)?;
+        cell.busy = false;
+        if cell.dead {
+            st.dirs.remove(&id);
+            return None;
+        }
+        match result {
+            Ok(()) => {
+                cell.failures = 0;
+                cell.error = None;
+                None
+            }
+            Err(e) => {
+                tracing::warn!(dir = ?id, unborn, "a directory index was not written, will be tried again: {e}");
+                self.sink.trouble(&e);
+                cell.failures += 1;
+                cell.error = Some(e);
+                let (first, most) = self.opts.retry;
+                Some((first * 2u32.saturating_pow(cell.failures.min(16) - 1)).min(most))
+            }
+        }
+    }
+
+    async fn flush_claimed(self: &Arc<Self>, id: DirId) -> Result<()> {
+        if !self.state.lock().unborn.contains(&id) {
+            self.load_dir(id).await?;
+        }
+        self.root_times(id);
+        let mut races = 0;
+        loop {
+            let Some(claim) = self.start_from(id) else { return Ok(()) };
+            let done = match &claim.remote {
+                None => self.write_first(id, &claim).await,
+                Some(remote) => self.write_next(id, &claim, remote).await,
+            };
+            match done {
+                Ok(true) => races = 0,
+                Ok(false) => break,
+                Err(e) if e.kind() == Kind::Stale && races < RACES => {
+                    races += 1;
+                    self.reload(id).await?;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        self.parent_times(id);
+        Ok(())
+    }
+
+    fn start_from(&self, id: DirId) -> Option<Claim> {
+        let st = self.state.lock();
+        let cell = st.dirs.get(&id).filter(|c| !c.dead)?;
+        Some(Claim { key: cell.key.clone(), remote: cell.remote.clone() })
+    }
+
+    /// Reads a directory again after a lost race, and merges.
+    async fn reload(&self, id: DirId) -> Result<()> {
+        let key = match self.start_from(id) {
+            Some(c) => c.key,
+            None => return Ok(()),
+        };
+        let (remote, entries) = self.within(self.index.load(id, &key)).await.map_err(|e| self.report(e, id))?;
+        let changed = {
+            let mut st = self.state.lock();
+            st.unborn.remove(&id);
+            let Some(cell) = st.dirs.get_mut(&id) else { return Ok(()) };
+            let changed = cell.dir.merge(entries, |_| true);
+            cell.remote = Some(remote);
+            cell.fetched = Some(Instant::now());
+            changed
+        };
+        self.tell_kernel(id, changed);
+        Ok(())
+    }
+
+    /// Takes the names of one part that can be written, with what the part shall hold.
+    fn take(&self, id: DirId, covers: impl Fn(&[u8]) -> bool + Copy) -> Option<(Vec<Taken>, Vec<Arc<Entry>>)> {
+        let mut st = self.state.lock();
+        let State { dirs, unborn, .. } = &mut *st;
+        let cell = dirs.get_mut(&id)?;
+        let ready = |e: &Entry| match &e.body {
+            Body::File(f) => f.generation > 0,
+            Body::Dir { dir_id, .. } => !unborn.contains(dir_id),
+            _ => true,
+        };
+        let batch = cell.dir.take(ready, covers, BATCH);
+        let content = cell.dir.content(&batch, covers);
+        Some((batch, content))
+    }
+
+    /// The batch is in the bucket.
+    fn landed_names(&self, id: DirId, batch: &[Taken], update: impl FnOnce(&mut DirCell)) {
+        let (due, wake): (Vec<Guard>, Vec<DirId>) = {
+            let mut st = self.state.lock();
+            st.unborn.remove(&id);
+            let Some(cell) = st.dirs.get_mut(&id) else { return };
+            update(cell);
+            cell.fetched = Some(Instant::now());
+            let (due, arrived) = cell.dir.commit(batch);
+            // A file that is behind stays in the journal: it tells a later mount where the spool's data belongs.
+            let settled = batch.iter().filter(|t| !t.entry.as_ref().is_some_and(|e| self.is_behind(&st, e)));
+            if let Err(e) = self.journal.done(id, settled.map(|t| (t.name.as_slice(), t.seq))) {
+                tracing::debug!("the journal could not note a commit; the names will be written again: {e}");
+            }
+            let wake = match arrived {
+                true => st.dirs.iter().filter(|(_, c)| c.dir.has_pending()).map(|(d, _)| *d).collect(),
+                false => Vec::new(),
+            };
+            (due, wake)
+        };
+        drop(due);
+        for dir in wake {
+            self.kick(dir);
+        }
+    }
+
+    fn is_behind(&self, st: &State, e: &Entry) -> bool {
+        self.live_of(st, e).is_some_and(|f| f.live.lock().dirty())
+    }
+
+    fn give_back(&self, id: DirId, batch: &[Taken]) {
+        if let Some(cell) = self.state.lock().dirs.get_mut(&id) {
+            cell.dir.untake(batch);
+        }
+    }
+
+    /// The first index of a new directory; then its parent may name it.
+    async fn write_first(&self, id: DirId, claim: &Claim) -> Result<bool> {
+        let Some((batch, content)) = self.take(id, |_| true) else { return Ok(false) };
+        match self.index.create(id, &claim.key, &content).await {
+            Ok(remote) => {
+                self.landed_names(id, &batch, |c| c.remote = Some(remote));
+                let parent = self.state.lock().dirs.get(&id).and_then(|c| c.place.clone()).map(|p| p.0);
+                if let Some(parent) = parent {
+                    self.kick(parent);
+                }
+                Ok(true)
+            }
+            Err(e) => {
+                self.give_back(id, &batch);
+                Err(e)
+            }
+        }
+    }
+
+    /// Writes every part that has names to write. `false` when there were none.
+    async fn write_next(&self, id: DirId, claim: &Claim, remote: &Remote) -> Result<bool> {
+        let count = {
+            let st = self.state.lock();
+            let Some(cell) = st.dirs.get(&id) else { return Ok(false) };
+            if !cell.dir.has_pending() {
+                return Ok(false);
+            }
+            cell.dir.len()
+        };
+        if remote.wants_split(count) {
+            return self.split(id, claim, remote).await;
+        }
+        let mut any = false;
+        for part in 0..remote.parts() {
+            let covers = |name: &[u8]| remote.bits == 0 || remote.shard_of(name) == part;
+            let Some((batch, content)) = self.take(id, covers) else { return Ok(false) };
+            if batch.is_empty() {
+                continue;
+            }
+            any = true;
+            match self.index.write_part(id, &claim.key, remote, part, &content).await {
+                Ok(version) => self.landed_names(id, &batch, |c| {
+                    if let Some(r) = &mut c.remote {
+                        match r.bits {
+                            0 => r.head = version,
+                            _ => r.shards[part as usize] = version,
+                        }
+                    }
+                }),
+                Err(e) => {
+                    self.give_back(id, &batch);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(any)
+    }
+
+    async fn split(&self, id: DirId, claim: &Claim, remote: &Remote) -> Result<bool> {
+        let Some((batch, content)) = self.take(id, |_| true) else { return Ok(false) };
+        match self.index.split(id, &claim.key, remote, &content).await {
+            Ok(new) => {
+                let any = !batch.is_empty();
+                self.landed_names(id, &batch, |c| c.remote = Some(new));
+                Ok(any)
+            }
+            Err(e) => {
+                self.give_back(id, &batch);
+                Err(e)
+            }
+        }
+    }
+
+    /// The root keeps its own times in its own index: they go with the names.
+    fn root_times(&self, id: DirId) {
+        let mut st = self.state.lock();
+        if id != st.root || self.opts.read_only {
+            return;
+        }
+        let pending = st.dirs.get(&id).is_some_and(|c| c.dir.has_pending());
+        let times = st.dirs.get_mut(&id).filter(|_| pending).and_then(|c| c.times.take());
+        if let (Some(t), Ok(e)) = (times, self.entry_of(&st, ROOT)) {
+            let mut e = Entry::clone(&e);
+            (e.attributes.mtime, e.attributes.ctime) = (t.max(e.attributes.mtime), t.max(e.attributes.ctime));
+            let seq = st.next_seq();
+            if let Some(cell) = st.dirs.get_mut(&id) {
+                drop(cell.dir.set(ROOT_SELF, seq, Change { entry: Some(Arc::new(e)), ..Change::default() }));
+            }
+        }
+    }
+
+    /// After its names are written, a directory's times go into its parent's entry: once per group, not once per name.
+    fn parent_times(&self, id: DirId) {
+        let mut st = self.state.lock();
+        if id == st.root {
+            return;
+        }
+        let Some(cell) = st.dirs.get_mut(&id) else { return };
+        let (Some(t), Some((up, name))) = (cell.times, cell.place.clone()) else { return };
+        let Some(e) = st.dirs.get(&up).and_then(|c| c.dir.get(&name)).cloned() else { return };
+        if !matches!(e.body, Body::Dir { dir_id, .. } if dir_id == id) {
+            return;
+        }
+        let mut e = Entry::clone(&e);
+        (e.attributes.mtime, e.attributes.ctime) = (t.max(e.attributes.mtime), t.max(e.attributes.ctime));
+        let seq = st.next_seq();
+        if let Some(cell) = st.dirs.get_mut(&up) {
+            drop(cell.dir.set(&name, seq, Change { entry: Some(Arc::new(e)), ..Change::default() }));
+        }
+        if let Some(cell) = st.dirs.get_mut(&id) {
+            cell.times = None;
+        }
+        drop(st);
+        self.kick(up);
+    }
+
+    /// Looks for changes by other machines in the background, when the listing is old.
+    pub(super) fn refresh_soon(&self, id: DirId) {
+        let remote = {
+            let mut st = self.state.lock();
+            let Some(cell) = st.dirs.get_mut(&id) else { return };
+            if cell.busy || cell.dead || !self.is_stale(cell) {
+                return;
+            }
+            let Some(remote) = cell.remote.clone() else { return };
+            // A large directory costs a request per shard: ask less often.
+            let ttl = self.opts.dir_ttl * remote.parts().min(64);
+            if cell.fetched.is_some_and(|t| t.elapsed() < ttl) {
+                return;
+            }
+            cell.busy = true;
+            remote
+        };
+        let Some(fs) = self.arc() else { return };
+        self.rt.spawn(async move {
+            let result = match fs.within(fs.index.changed(id, &remote)).await {
+                Ok(true) => fs.reload(id).await,
+                Ok(false) => Ok(()),
+                Err(e) => Err(e),
+            };
+            let pending = {
+                let mut st = fs.state.lock();
+                let Some(cell) = st.dirs.get_mut(&id) else { return };
+                cell.busy = false;
+                // Also after a failure: a store that is down is not asked on every lookup.
+                cell.fetched = Some(Instant::now());
+                if cell.dead {
+                    st.dirs.remove(&id);
+                    return;
+                }
+                cell.dir.has_pending()
+            };
+            if let Err(e) = result {
+                tracing::debug!(dir = ?id, "looking for changes: {e}");
+                if e.kind() == Kind::Corrupt {
+                    fs.sink.trouble(&e);
+                }
+            }
+            fs.committed.notify_waiters();
+            if pending {
+                fs.kick(id);
+            }
+        });
+    }
+
+    /// Tells the kernel about names that another machine changed, and files in use about their new versions.
+    fn tell_kernel(&self, id: DirId, changed: Vec<Vec<u8>>) {
+        let mut st = self.state.lock();
+        let parent = if id == st.root { Some(ROOT) } else { self.ino_of_known_dir(&st, id) };
+        for name in changed {
+            if let Some(p) = parent {
+                self.sink.invalidate(Invalidate::Entry(p, name.clone()));
+            }
+            let place = (id, name);
+            let entry = st.dirs.get(&id).and_then(|c| c.dir.get(&place.1)).cloned();
+            let Some(&ino) = st.places.get(&place) else { continue };
+            match entry {
+                Some(e) if same_object(&st, ino, &e) => {
+                    if let Some(n) = st.nodes.get_mut(&ino) {
+                        n.entry = e.clone();
+                    }
+                    self.adopt_version(&st, &e);
+                    self.sink.invalidate(Invalidate::Inode(ino));
+                }
+                _ => {
+                    // Removed or replaced elsewhere: who has it open keeps what it had.
+                    let last = st.nodes.get(&ino).map(|n| n.entry.clone());
+                    if let Some(last) = last {
+                        st.unplace(id, &place.1, &last);
+                    }
+                }
+            }
+        }
+    }
+
+    fn ino_of_known_dir(&self, st: &State, id: DirId) -> Option<u64> {
+        let place = st.dirs.get(&id)?.place.clone()?;
+        st.places.get(&place).copied()
+    }
+
+    /// A file in use that has nothing unsent goes over to the version that another machine wrote.
+    fn adopt_version(&self, st: &State, e: &Entry) {
+        let Some(file) = self.live_of(st, e) else { return };
+        let Some(v) = super::io::version_of(e) else { return };
+        let Ok(mut io) = file.io.try_write() else { return };
+        if io.is_clean() && io.version.as_ref().is_none_or(|old| old.generation < v.generation) {
+            io.size = v.size;
+            file.live.lock().size = v.size;
+            io.version = Some(v);
+            io.object = None;
+        }
+    }
+
+    /// Returns when a name (or all names) of a directory, and the directory itself, are in the bucket.
+    pub(super) async fn settle(self: &Arc<Self>, dir: DirId, name: Option<&[u8]>) -> Result<()> {
+        let mut at = (dir, name.map(<[u8]>::to_vec));
+        for _ in 0..4096 {
+            self.settle_one(at.0, at.1.as_deref()).await?;
+            let st = self.state.lock();
+            let Some((up, name)) = st.dirs.get(&at.0).and_then(|c| c.place.clone()) else { return Ok(()) };
+            // A parent that has named the directory before need not be waited for.
+            if st.dirs.get(&up).is_none_or(|c| c.dir.in_bucket(&name)) {
+                return Ok(());
+            }
+            drop(st);
+            at = (up, Some(name));
+        }
+        fail(Kind::NameTooLong, "the path is too deep")
+    }
+
+    async fn settle_one(self: &Arc<Self>, id: DirId, name: Option<&[u8]>) -> Result<()> {
+        let started = Instant::now();
+        let target = {
+            let st = self.state.lock();
+            st.dirs.get(&id).map(|c| name.map_or(st.seq, |n| c.dir.pending_seq(n).unwrap_or(0)))
+        };
+        let Some(target) = target else { return Ok(()) };
+        loop {
+            let bell = self.committed.notified();
+            let (done, behind) = {
+                let st = self.state.lock();
+                let Some(cell) = st.dirs.get(&id) else { return Ok(()) };
+                let done = match name {
+                    Some(n) => {
+                        !st.unborn.contains(&id) && cell.dir.pending_seq(n).is_none_or(|s| s > target && cell.dir.in_bucket(n))
+                    }
+                    None => !st.unborn.contains(&id) && cell.dir.settled_until(target),
+                };
+                if let Some(e) =
+                    cell.error.as_ref().filter(|e| !done && (!temporary(e.kind()) || started.elapsed() > self.opts.deadline))
+                {
+                    return Err(Error::duplicate(e));
+                }
+                (done, if name.is_none() { self.behind(&st, cell) } else { Vec::new() })
+            };
+            if done {
+                return Ok(());
+            }
+            if started.elapsed() > self.opts.deadline * 2 {
+                return fail(Kind::Unavailable, "the directory index could not be written in time; it will be");
+            }
+            for file in behind {
+                self.save_soon(&file);
+            }
+            self.flush_dir(id).await;
+            let _ = tokio::time::timeout(Duration::from_millis(100), bell).await;
+        }
+    }
+
+    /// Files of a directory whose names wait for their contents.
+    fn behind(&self, st: &State, cell: &DirCell) -> Vec<Arc<super::file::File>> {
+        cell.dir
+            .iter()
+            .filter(|e| matches!(&e.body, Body::File(f) if f.generation == 0))
+            .filter_map(|e| self.live_of(st, e))
+            .collect()
+    }
+}
+
+/// Whether an inode in use and an entry are the same file, directory or link.
+fn same_object(st: &State, ino: u64, e: &Entry) -> bool {
+    let Some(node) = st.nodes.get(&ino) else { return false };
+    match (&node.entry.body, &e.body) {
+        (Body::File(a), Body::File(b)) => a.file_id == b.file_id,
+        (Body::Dir { dir_id: a, .. }, Body::Dir { dir_id: b, .. }) => a == b,
+        (Body::File(_) | Body::Dir { .. }, _) | (_, Body::File(_) | Body::Dir { .. }) => false,
+        (a, b) => a == b,
+    }
+}

@@ -1,0 +1,109 @@
+//! Waiting until the bucket has everything, and what there is to tell meanwhile.
+
+use super::Fs;
+use super::file::File;
+use super::status::Pending;
+use crate::error::{Error, Kind, Result};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// What is not in the bucket yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Files and bytes.
+    pub pending: Pending,
+    /// Names whose index is not written yet.
+    pub names: u64,
+}
+
+impl Progress {
+    /// Whether everything is in the bucket.
+    pub fn done(&self) -> bool {
+        self.pending.is_empty() && self.names == 0
+    }
+}
+
+impl Fs {
+    /// What is not in the bucket yet.
+    pub fn progress(&self) -> Progress {
+        let st = self.state.lock();
+        let mut p = Progress { names: st.dirs.values().map(|c| c.dir.pending_count() as u64).sum(), ..Progress::default() };
+        p.names += st.unborn.len() as u64;
+        for file in st.files.values() {
+            let live = file.live.lock();
+            if live.dirty() {
+                p.pending.files += 1;
+                p.pending.bytes += live.unsaved_bytes.saturating_sub(live.sent_bytes);
+            }
+        }
+        p.pending.sent_bytes = self.sent_bytes.load(Ordering::Relaxed);
+        p
+    }
+
+    /// Takes no more changes: everything that would write is refused with `Busy`.
+    pub fn stop_changes(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Returns when the bucket has everything that was acknowledged; `tell` hears how far it is. After `limit` it gives up with
+    /// `Unavailable` (or the error that stands in the way); the spool keeps what is left.
+    pub async fn drain(self: &Arc<Self>, limit: Option<Duration>, tell: &(dyn Fn(Progress) + Send + Sync)) -> Result<()> {
+        if self.opts.read_only {
+            return Ok(());
+        }
+        let started = Instant::now();
+        self.hurry.store(true, Ordering::Release);
+        let result = loop {
+            let p = self.progress();
+            tell(p);
+            if p.done() && self.deletions.load(Ordering::Acquire) == 0 {
+                break Ok(());
+            }
+            if limit.is_some_and(|l| started.elapsed() >= l) {
+                break Err(self.obstacle());
+            }
+            self.push().await;
+            let _ = tokio::time::timeout(Duration::from_millis(200), self.committed.notified()).await;
+        };
+        self.hurry.store(false, Ordering::Release);
+        result
+    }
+
+    /// Gets everything going that can go.
+    async fn push(self: &Arc<Self>) {
+        let (files, dirs): (Vec<Arc<File>>, Vec<_>) = {
+            let st = self.state.lock();
+            let behind = st.files.values().filter(|f| f.live.lock().dirty()).cloned().collect();
+            let dirs = st.dirs.iter().filter(|(id, c)| c.dir.has_pending() || st.unborn.contains(*id)).map(|(id, _)| *id);
+            (behind, dirs.collect())
+        };
+        // First the contents: a directory is written once for all files that are ready.
+        for file in &files {
+            self.save_soon(file);
+        }
+        self.kick_uploads.notify_waiters();
+        let until = Instant::now() + Duration::from_secs(1);
+        while files.iter().any(|f| f.live.lock().dirty()) && Instant::now() < until {
+            let _ = tokio::time::timeout(Duration::from_millis(100), self.uploaded.notified()).await;
+        }
+        for dir in dirs {
+            self.flush_dir(dir).await;
+        }
+    }
+
+    /// Why not everything is in the bucket.
+    fn obstacle(&self) -> Error {
+        let st = self.state.lock();
+        let of_file = st.files.values().find_map(|f| f.live.lock().error.as_ref().map(Error::duplicate));
+        let of_dir = || st.dirs.values().find_map(|c| c.error.as_ref().map(Error::duplicate));
+        let why = of_file.or_else(of_dir);
+        why.unwrap_or_else(|| Error::new(Kind::Unavailable, "the time was not enough"))
+            .context("not everything is in the bucket yet; it is kept in the sealed spool")
+    }
+
+    /// After a drain: the journal and what hangs on it are not needed any more.
+    pub fn close(&self) -> Result<()> {
+        if self.opts.read_only || self.progress().done() { self.journal.destroy() } else { self.journal.sync() }
+    }
+}

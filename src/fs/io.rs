@@ -1,0 +1,414 @@
+//! Files: open, read, write, truncate, flush, fsync, release.
+
+use super::file::{File, Io, Version};
+use super::state::{CONTROL_BIT, State};
+use super::{Fs, FsyncMode, Handle};
+use crate::error::{Error, Kind, Result, fail};
+use crate::format::entry::{Body, Entry};
+use crate::ops::{Ino, Opened};
+use crate::read::{Ask, OpenObject};
+use crate::types::DirId;
+use crate::write::spool::{Head, HeadVersion};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// A read that finds its version replaced looks for the new one this often.
+const CHASES: usize = 4;
+/// Extents of one layer in memory; a file written in more pieces is uploaded early.
+const MAX_EXTENTS: usize = 400_000;
+
+impl Fs {
+    pub(super) fn new_handle(&self, handle: Handle) -> u64 {
+        let fh = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.handles.lock().insert(fh, Arc::new(handle));
+        fh
+    }
+
+    fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
+        self.handles.lock().get(&fh).cloned().ok_or_else(|| Error::new(Kind::Stale, "the file is not open"))
+    }
+
+    /// The file in use behind an inode, made when it is the first use.
+    pub(super) fn file_of(&self, st: &mut State, ino: Ino) -> Result<Arc<File>> {
+        let e = st.entry(ino)?;
+        let Body::File(f) = &e.body else {
+            return match e.body {
+                Body::Dir { .. } => fail(Kind::IsDir, "is a directory"),
+                _ => fail(Kind::Invalid, "not a regular file"),
+            };
+        };
+        if let Some(file) = st.files.get(&f.file_id) {
+            return Ok(file.clone());
+        }
+        let place = st.nodes.get(&ino).and_then(|n| n.place.clone());
+        let unlinked = place.is_none();
+        let file = Arc::new(File::new(f.file_id, f.file_key.clone(), place, version_of(&e)));
+        file.live.lock().unlinked = unlinked;
+        st.files.insert(f.file_id, file.clone());
+        Ok(file)
+    }
+
+    fn opened(&self, st: &mut State, ino: Ino, file: &Arc<File>, flags: i32) -> Opened {
+        file.opens.fetch_add(1, Ordering::AcqRel);
+        if let Some(n) = st.nodes.get_mut(&ino) {
+            n.opens += 1;
+        }
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let handle =
+            Handle::File { file: file.clone(), read: parking_lot::Mutex::new(None), append: flags & libc::O_APPEND != 0, writes };
+        // The kernel's pages stay: whoever changes a file elsewhere makes us tell the kernel.
+        Opened { fh: self.new_handle(handle), keep_cache: true, direct_io: false }
+    }
+
+    pub(super) async fn do_open(&self, ino: Ino, flags: i32) -> Result<Opened> {
+        self.own(ino)?;
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if writes || flags & libc::O_TRUNC != 0 {
+            self.writable()?;
+        }
+        let (file, opened) = {
+            let mut st = self.state.lock();
+            let file = self.file_of(&mut st, ino)?;
+            let opened = self.opened(&mut st, ino, &file, flags);
+            (file, opened)
+        };
+        let ready = if flags & libc::O_TRUNC != 0 {
+            self.truncate(ino, 0).await
+        } else if !writes {
+            // A file that fails verification fails to open, rather than at some later read.
+            self.base(&file).await.map(|_| ())
+        } else {
+            Ok(())
+        };
+        if let Err(e) = ready {
+            self.do_release(ino, opened.fh).await?;
+            return Err(e);
+        }
+        Ok(opened)
+    }
+
+    pub(super) fn open_created(&self, ino: Ino, file: &Arc<File>, flags: i32) -> Opened {
+        let mut st = self.state.lock();
+        self.opened(&mut st, ino, file, flags)
+    }
+
+    /// The version below a file's layers, opened and verified; `None` when there is none. No lock is held while the store works.
+    pub(super) async fn base(&self, file: &Arc<File>) -> Result<Option<Arc<OpenObject>>> {
+        let version = {
+            let io = file.io.read().await;
+            match (&io.version, &io.object) {
+                (None, _) => return Ok(None),
+                (_, Some(o)) => return Ok(Some(o.clone())),
+                (Some(v), None) => v.clone(),
+            }
+        };
+        let ask = Ask {
+            key: version.key.clone(),
+            file_id: file.id,
+            file_key: file.key.clone(),
+            generation: version.generation,
+            trailer_hash: version.trailer_hash,
+            object_len: version.object_len,
+        };
+        let object = self.within(self.reader.open(&ask)).await?;
+        let mut io = file.io.write().await;
+        if io.version.as_ref() != Some(&version) {
+            return fail(Kind::Stale, "the file was replaced meanwhile");
+        }
+        // The bucket may be one version ahead of the index: whoever wrote it stopped in between.
+        if object.generation() > version.generation {
+            io.version = Some(Version {
+                generation: object.generation(),
+                trailer_hash: object.trailer_hash(),
+                size: object.size(),
+                object_len: object.object_len(),
+                key: version.key,
+            });
+            if io.is_clean() {
+                io.size = object.size();
+                file.live.lock().size = object.size();
+            }
+        }
+        io.object = Some(object.clone());
+        Ok(Some(object))
+    }
+
+    pub(super) async fn do_read(&self, fh: u64, offset: u64, size: u32) -> Result<Bytes> {
+        let handle = self.handle(fh)?;
+        let Handle::File { file, read, .. } = &*handle else { return fail(Kind::IsDir, "is a directory") };
+        let mut last = None;
+        for _ in 0..CHASES {
+            match self.read_once(file, read, offset, size).await {
+                // The version was replaced under the read: by our own upload, which is about to say so, or by another machine.
+                Err(e) if e.kind() == Kind::Stale => {
+                    *read.lock() = None;
+                    let _settled = file.upload.lock().await;
+                    last = Some(e);
+                }
+                done => return done,
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::new(Kind::Stale, "the file keeps changing")))
+    }
+
+    async fn read_once(
+        &self,
+        file: &Arc<File>,
+        read: &parking_lot::Mutex<Option<Arc<crate::read::Handle>>>,
+        offset: u64,
+        size: u32,
+    ) -> Result<Bytes> {
+        let base = self.base(file).await?;
+        let io = file.io.read().await;
+        if offset >= io.size {
+            return Ok(Bytes::new());
+        }
+        let len = u64::from(size).min(io.size - offset);
+        let stream = base.map(|o| reading(read, &self.reader, &o));
+        if io.is_clean() {
+            return match stream {
+                Some(s) => s.read(offset, len as u32).await,
+                None => Ok(Bytes::from(vec![0; len as usize])),
+            };
+        }
+        let mut buf = vec![0; len as usize];
+        let want = io.fill(offset, &mut buf)?;
+        for r in want {
+            let Some(s) = &stream else { break };
+            let bytes = s.read(r.start, (r.end - r.start) as u32).await?;
+            if bytes.len() as u64 != r.end - r.start {
+                return fail(Kind::Corrupt, "the stored file is shorter than it must be");
+            }
+            let at = (r.start - offset) as usize;
+            buf[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+        Ok(Bytes::from(buf))
+    }
+
+    /// A read that memory can answer: clean file, chunks in the cache.
+    pub(super) fn try_read(&self, ino: Ino, fh: u64, offset: u64, size: u32) -> Option<Result<Bytes>> {
+        if ino & CONTROL_BIT != 0 {
+            return None;
+        }
+        let handle = self.handles.lock().get(&fh).cloned()?;
+        let Handle::File { file, read, .. } = &*handle else { return None };
+        let io = file.io.try_read().ok()?;
+        if !io.is_clean() {
+            return None;
+        }
+        if offset >= io.size {
+            return Some(Ok(Bytes::new()));
+        }
+        let object = io.object.as_ref()?;
+        let len = u64::from(size).min(io.size - offset);
+        reading(read, &self.reader, object).read_now(offset, len as u32).filter(|r| r.is_ok())
+    }
+
+    pub(super) async fn do_write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
+        let handle = self.handle(fh)?;
+        let Handle::File { file, append, writes: true, .. } = &*handle else {
+            return fail(Kind::Invalid, "the file is not open for writing");
+        };
+        self.write_file(file, offset, data, *append).await
+    }
+
+    async fn write_file(&self, file: &Arc<File>, offset: u64, data: &[u8], append: bool) -> Result<u32> {
+        let mut tries = 0;
+        loop {
+            match self.write_once(file, offset, data, append).await {
+                // A full spool is given the chance that a running upload frees some of it.
+                Err(e) if e.kind() == Kind::NoSpace && tries < 3 && self.uploading() => {
+                    tries += 1;
+                    let _ = tokio::time::timeout(Duration::from_secs(5), self.spool.bell().notified()).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn write_once(&self, file: &Arc<File>, offset: u64, data: &[u8], append: bool) -> Result<u32> {
+        let mut io = file.io.write().await;
+        let at = if append { io.size } else { offset };
+        let end = at.checked_add(data.len() as u64).filter(|e| *e <= self.uploader.params.geometry.max_size());
+        let Some(end) = end else { return fail(Kind::TooLarge, "the file would be larger than the volume can hold") };
+        self.writable()?;
+        let head = self.head_of(file, &io);
+        let io = &mut *io;
+        let fresh = io.active.logs().is_empty();
+        let (done, result) = io.active.write(&self.spool, || head, at, data);
+        if fresh && !io.active.logs().is_empty() {
+            io.layers += 1;
+        }
+        if done > 0 {
+            io.size = io.size.max(at + done);
+            file.changed(io.size, self.env.clock.now(), done);
+        }
+        let crowded = io.active.extents() > MAX_EXTENTS;
+        match result {
+            Err(e) if done == 0 => return Err(e),
+            // A short write: the caller comes back with the rest and gets the error then.
+            Err(_) => return Ok(done as u32),
+            Ok(()) => {}
+        }
+        debug_assert!(data.is_empty() || end == at + done);
+        self.stream_ahead(file, io, crowded);
+        Ok(done as u32)
+    }
+
+    /// What a new spool log of a file is to remember.
+    pub(super) fn head_of(&self, file: &File, io: &Io) -> Head {
+        let place = file.place.lock().clone();
+        let (dir_id, name) = place.unwrap_or((DirId([0; 16]), Vec::new()));
+        let dir_key = self.state.lock().dirs.get(&dir_id).map(|c| c.key.clone()).unwrap_or_else(|| file.key.clone());
+        Head {
+            file_id: file.id,
+            file_key: file.key.clone(),
+            dir_id,
+            dir_key,
+            name,
+            layer: io.layers,
+            size: io.size,
+            version: io.version.as_ref().map(|v| HeadVersion {
+                generation: v.generation,
+                trailer_hash: v.trailer_hash,
+                size: v.size,
+                object_len: v.object_len,
+                key: v.key.clone(),
+            }),
+        }
+    }
+
+    /// Sets the size of a file.
+    pub(super) async fn truncate(&self, ino: Ino, size: u64) -> Result<()> {
+        self.writable()?;
+        if size > self.uploader.params.geometry.max_size() {
+            return fail(Kind::TooLarge, "the file would be larger than the volume can hold");
+        }
+        let file = {
+            let mut st = self.state.lock();
+            self.file_of(&mut st, ino)?
+        };
+        {
+            let mut io = file.io.write().await;
+            if io.size != size {
+                let head = self.head_of(&file, &io);
+                let io = &mut *io;
+                let fresh = io.active.logs().is_empty();
+                io.active.resize(&self.spool, || head, size)?;
+                io.layers += u64::from(fresh);
+                io.size = size;
+                file.changed(size, self.env.clock.now(), 0);
+            }
+        }
+        if file.opens.load(Ordering::Acquire) == 0 {
+            self.save_soon(&file);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn do_flush(&self, fh: u64) -> Result<()> {
+        let handle = self.handle(fh)?;
+        let Handle::File { file, writes, .. } = &*handle else { return Ok(()) };
+        if !writes {
+            return Ok(());
+        }
+        if let Some(e) = file.take_error() {
+            return Err(e);
+        }
+        if file.live.lock().dirty() {
+            self.save_soon(file);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn do_fsync(self: &Arc<Self>, fh: u64) -> Result<()> {
+        let handle = self.handle(fh)?;
+        let Handle::File { file, .. } = &*handle else { return Ok(()) };
+        self.fsync_file(file).await
+    }
+
+    async fn fsync_file(self: &Arc<Self>, file: &Arc<File>) -> Result<()> {
+        if let Some(e) = file.take_error() {
+            return Err(e);
+        }
+        match self.opts.fsync {
+            FsyncMode::Local => {
+                {
+                    let io = file.io.read().await;
+                    io.active.sync()?;
+                    io.frozen.as_ref().map_or(Ok(()), |f| f.sync())?;
+                }
+                self.journal.sync()
+            }
+            FsyncMode::Remote => {
+                self.save_now(file).await?;
+                let place = file.place.lock().clone();
+                match place {
+                    Some((dir, name)) => self.settle(dir, Some(&name)).await,
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    pub(super) async fn do_release(&self, ino: Ino, fh: u64) -> Result<()> {
+        let Some(handle) = self.handles.lock().remove(&fh) else { return Ok(()) };
+        let Handle::File { file, .. } = &*handle else { return Ok(()) };
+        let due = {
+            let mut st = self.state.lock();
+            file.opens.fetch_sub(1, Ordering::AcqRel);
+            if let Some(n) = st.nodes.get_mut(&ino) {
+                n.opens = n.opens.saturating_sub(1);
+            }
+            self.retire(&mut st, file);
+            st.release(ino)
+        };
+        drop(due);
+        if file.live.lock().dirty() {
+            self.save_soon(file);
+        }
+        Ok(())
+    }
+
+    /// Forgets a file that nobody uses and that has nothing unsent.
+    pub(super) fn retire(&self, st: &mut State, file: &Arc<File>) {
+        if !file.idle() {
+            return;
+        }
+        // The entry takes the times of writes that changed nothing.
+        st.files.remove(&file.id);
+    }
+}
+
+/// The version that an entry names.
+pub(super) fn version_of(e: &Entry) -> Option<Version> {
+    match &e.body {
+        Body::File(f) if f.generation > 0 => Some(Version {
+            generation: f.generation,
+            trailer_hash: f.trailer_hash,
+            size: f.size,
+            object_len: f.object_len,
+            key: f.object_key(),
+        }),
+        _ => None,
+    }
+}
+
+/// The read handle of an open file on a version: the one it has, or a new one when the version is another.
+fn reading(
+    slot: &parking_lot::Mutex<Option<Arc<crate::read::Handle>>>,
+    reader: &crate::read::Reader,
+    object: &Arc<OpenObject>,
+) -> Arc<crate::read::Handle> {
+    let mut slot = slot.lock();
+    match &*slot {
+        Some(h) if Arc::ptr_eq(h.object(), object) => h.clone(),
+        _ => {
+            let h = Arc::new(crate::read::Handle::new(reader, object.clone()));
+            *slot = Some(h.clone());
+            h
+        }
+    }
+}

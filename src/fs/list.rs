@@ -1,0 +1,73 @@
+//! Listings: opendir, readdir, statfs.
+
+use super::state::{ROOT_SELF, attr_of};
+use super::{Fs, Handle};
+use crate::error::Result;
+use crate::format::entry::Body;
+use crate::ops::{DirEntry, Ino, ROOT, StatFs};
+use crate::tree::dir::FIRST_COOKIE;
+use crate::types::NAME_MAX;
+
+/// Entries of one answer at most, whatever is asked: the lock is held while they are gathered.
+const MAX_BATCH: usize = 1024;
+/// A bucket has no size; this many bytes make every installer content.
+const CAPACITY: u64 = 1 << 50;
+const BLOCK: u32 = 4096;
+
+impl Fs {
+    pub(super) async fn do_opendir(&self, ino: Ino) -> Result<u64> {
+        let dir = self.dir(ino).await?;
+        self.refresh_soon(dir);
+        Ok(self.new_handle(Handle::Dir))
+    }
+
+    pub(super) async fn do_readdir(&self, ino: Ino, offset: u64, max: usize, plus: bool) -> Result<Vec<DirEntry>> {
+        let dir = self.dir(ino).await?;
+        let mut st = self.state.lock();
+        let mut out = Vec::new();
+        let max = max.clamp(1, MAX_BATCH);
+        if offset < 1 {
+            let attr = self.found(&st, ino)?.attr;
+            out.push(DirEntry { name: b".".to_vec(), attr, next: 1, ttl: self.opts.attr_ttl });
+        }
+        if offset < 2 {
+            let up = st.dirs.get(&dir).and_then(|c| c.place.clone()).map_or(st.root, |(p, _)| p);
+            let up_ino = if up == st.root { ROOT } else { self.ino_of_dir(&st, up).unwrap_or(ino) };
+            let mut attr = self.found(&st, ino)?.attr;
+            attr.ino = up_ino;
+            out.push(DirEntry { name: b"..".to_vec(), attr, next: 2, ttl: self.opts.attr_ttl });
+        }
+        let cell = st.loaded(dir)?;
+        let room = max.saturating_sub(out.len());
+        let entries: Vec<_> = cell
+            .dir
+            .after(offset.max(FIRST_COOKIE - 1))
+            .filter(|(_, e)| ino != ROOT || e.name != ROOT_SELF)
+            .take(room)
+            .map(|(c, e)| (c, e.clone()))
+            .collect();
+        for (cookie, entry) in entries {
+            let attr = if plus {
+                let ino = st.know(dir, &entry, 1);
+                self.attach_dir(&mut st, dir, &entry);
+                self.found(&st, ino)?.attr
+            } else {
+                attr_of(st.ino_at(dir, &entry), &entry, None)
+            };
+            out.push(DirEntry { name: entry.name.clone(), attr, next: cookie, ttl: self.opts.attr_ttl });
+        }
+        Ok(out)
+    }
+
+    /// The inode of a known directory.
+    fn ino_of_dir(&self, st: &super::state::State, dir: crate::types::DirId) -> Option<Ino> {
+        let place = st.dirs.get(&dir)?.place.clone()?;
+        let entry = st.dirs.get(&place.0)?.dir.get(&place.1)?;
+        matches!(entry.body, Body::Dir { .. }).then(|| st.ino_at(place.0, entry))
+    }
+
+    pub(super) fn do_statfs(&self) -> StatFs {
+        let blocks = CAPACITY / u64::from(BLOCK);
+        StatFs { bsize: BLOCK, blocks, bfree: blocks, bavail: blocks, files: 1 << 40, ffree: 1 << 40, namelen: NAME_MAX as u32 }
+    }
+}

@@ -1,0 +1,303 @@
+//! Putting a filesystem together from its parts, and starting what runs beside it.
+
+use super::journal::{self};
+use super::recover::{Recovered, recover};
+use super::state::{DirCell, State};
+use super::status::{Fill, Health, Status};
+use super::{Deletion, Fs, Options};
+use crate::disk::Disk;
+use crate::env::Env;
+use crate::error::{Error, Kind, Result};
+use crate::format::entry::{Attributes, Body, Entry};
+use crate::format::index::DirRef;
+use crate::format::keys::VolumeKeys;
+use crate::format::names::INDEX_PREFIX;
+use crate::format::params::Params;
+use crate::keyring::{Known, ObjectName};
+use crate::ops::{Invalidate, Invalidations};
+use crate::read::Reader;
+use crate::sealedlog::{LogKind, LogOwner};
+use crate::store::Store;
+use crate::tree::dir::Dir;
+use crate::tree::io::{IndexIo, Memory};
+use crate::types::{DirId, FileId, Hash, Mode};
+use crate::write::spool::Spool;
+use crate::write::upload::Uploader;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use tokio::sync::{Notify, Semaphore, mpsc};
+
+/// Who is told what happens: audit log, quarantine, status, kernel.
+pub trait Sink: Send + Sync + 'static {
+    /// An index object failed verification.
+    fn index_corrupt(&self, dir: DirId, error: &Error);
+    /// Something went wrong that a person may want to know of.
+    fn trouble(&self, error: &Error);
+    /// A version of a file is in the bucket.
+    fn saved(&self, file: FileId, generation: u64);
+    /// The kernel shall forget something.
+    fn invalidate(&self, what: Invalidate);
+    /// The queue behind [`Sink::invalidate`], for whoever serves the mount.
+    fn invalidations(&self) -> Option<Arc<Invalidations>>;
+}
+
+/// What a filesystem is made of.
+pub struct FsParts {
+    /// The bucket.
+    pub store: Arc<dyn Store>,
+    /// The volume's keys.
+    pub keys: Arc<VolumeKeys>,
+    /// Its constants.
+    pub params: Params,
+    /// How object names are chosen.
+    pub mode: Mode,
+    /// Its root directory.
+    pub root: DirRef,
+    /// What this machine has seen of it.
+    pub known: Arc<Known>,
+    /// Reads.
+    pub reader: Reader,
+    /// Local state: journal and spool.
+    pub disk: Arc<dyn Disk>,
+    /// Most bytes of the spool.
+    pub spool_max: u64,
+    /// Sealed bytes that uploads may hold in memory at once.
+    pub upload_memory: u64,
+    /// Listeners.
+    pub sink: Arc<dyn Sink>,
+    /// Clock and randomness.
+    pub env: Env,
+    /// Choices.
+    pub options: Options,
+}
+
+struct KnownMemory(Arc<Known>);
+
+/// The name under which local state remembers an index object: the 16 bytes that its key spells out.
+fn object_name(key: &str) -> Result<ObjectName> {
+    let hex = key.strip_prefix(INDEX_PREFIX).unwrap_or_default();
+    let bytes = data_encoding::HEXLOWER.decode(hex.as_bytes()).ok().and_then(|b| b.try_into().ok());
+    bytes.ok_or_else(|| Error::new(Kind::Bug, "not the key of an index object"))
+}
+
+impl Memory for KnownMemory {
+    fn check(&self, key: &str, generation: u64, hash: &Hash) -> Result<()> {
+        self.0.check(&object_name(key)?, generation, hash).into_result()
+    }
+
+    fn seen(&self, key: &str) -> bool {
+        object_name(key).is_ok_and(|n| self.0.seen(&n))
+    }
+
+    fn remember(&self, key: &str, generation: u64, hash: &Hash) -> Result<()> {
+        self.0.remember(&object_name(key)?, generation, hash)
+    }
+
+    fn forget(&self, key: &str) -> Result<()> {
+        self.0.forget(&object_name(key)?)
+    }
+}
+
+impl Fs {
+    /// Opens the filesystem: takes over what an earlier mount left, and starts the tasks that upload and commit. Within a tokio
+    /// runtime.
+    pub async fn open(parts: FsParts) -> Result<(Arc<Fs>, Recovered)> {
+        let FsParts { store, keys, params, mode, root, known, reader, disk, env, options, sink, .. } = parts;
+        let caps = store.caps();
+        let owner = |kind| LogOwner { kind, volume: params.volume_id, wrap: keys.local_log().clone() };
+        let spool = Spool::new(disk.clone(), owner(LogKind::Spool), env.clone(), parts.spool_max)?;
+        let memory: Arc<dyn Memory> = Arc::new(KnownMemory(known));
+        let index = IndexIo::new(store.clone(), caps, keys.clone(), memory, env.clone());
+        let kib = u32::try_from(parts.upload_memory / 1024).unwrap_or(u32::MAX).max(1);
+        let uploader = Arc::new(Uploader {
+            store: store.clone(),
+            caps,
+            keys: keys.clone(),
+            params,
+            env: env.clone(),
+            memory: Arc::new(Semaphore::new(kib as usize)),
+            memory_kib: kib,
+            counter: AtomicU64::new(0),
+        });
+        let mut st = State {
+            nodes: HashMap::new(),
+            places: HashMap::new(),
+            dirs: HashMap::new(),
+            files: HashMap::new(),
+            unborn: HashSet::new(),
+            root: root.dir_id,
+            seq: 0,
+        };
+        st.dirs.insert(root.dir_id, DirCell::new(Dir::unloaded(root.dir_id), root.dir_key.clone(), None));
+        let left = recover(&mut st, &disk, &owner(LogKind::Journal), &spool, &env)?;
+        let (deleter, deletions) = mpsc::unbounded_channel();
+        let (uid, gid) = options.root_owner;
+        let root_entry = Arc::new(Entry {
+            name: super::state::ROOT_SELF.to_vec(),
+            attributes: Attributes { mode: 0o755, uid, gid, ..Attributes::default() },
+            body: Body::Dir { dir_id: root.dir_id, dir_key: crate::crypto::secmem::SecretKey::new(&[0; 32]) },
+            xattrs: Vec::new(),
+        });
+        let kick_bell = Arc::new(Notify::new());
+        let fs = Arc::new_cyclic(|this: &Weak<Fs>| Fs {
+            this: this.clone(),
+            mode,
+            env,
+            store,
+            index,
+            reader,
+            uploader,
+            spool,
+            journal: left.journal,
+            state: parking_lot::Mutex::new(st),
+            handles: parking_lot::Mutex::default(),
+            next_handle: AtomicU64::new(1),
+            root_entry,
+            sink,
+            deleter,
+            deletions: Arc::default(),
+            kicked: parking_lot::Mutex::default(),
+            kick_bell: kick_bell.clone(),
+            committed: Notify::new(),
+            uploaded: Notify::new(),
+            upload_slots: Arc::new(Semaphore::new(options.uploads.max(1))),
+            kick_uploads: Notify::new(),
+            hurry: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            sent_bytes: AtomicU64::new(0),
+            rt: tokio::runtime::Handle::current(),
+            opts: options,
+        });
+        fs.start(kick_bell, deletions, left.files);
+        Ok((fs, left.report))
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        bell: Arc<Notify>,
+        deletions: mpsc::UnboundedReceiver<Deletion>,
+        recovered: Vec<Arc<super::file::File>>,
+    ) {
+        self.rt.spawn(Fs::committer(Arc::downgrade(self), bell));
+        self.rt.spawn(Fs::sweeper(Arc::downgrade(self), deletions));
+        if self.opts.read_only {
+            return;
+        }
+        for file in recovered {
+            self.rt.spawn(self.clone().resume(file));
+        }
+        let pending: Vec<DirId> = {
+            let st = self.state.lock();
+            st.dirs.iter().filter(|(id, c)| c.dir.has_pending() || st.unborn.contains(*id)).map(|(id, _)| *id).collect()
+        };
+        for dir in pending {
+            self.kick(dir);
+        }
+    }
+
+    /// Deletes objects that nothing names any more. What fails stays behind as an orphan.
+    async fn sweeper(fs: Weak<Fs>, mut deletions: mpsc::UnboundedReceiver<Deletion>) {
+        let slots = Arc::new(Semaphore::new(16));
+        while let Some(d) = deletions.recv().await {
+            let (Some(this), Ok(slot)) = (fs.upgrade(), slots.clone().acquire_owned().await) else { return };
+            this.rt.clone().spawn(async move {
+                let _slot = slot;
+                let _counted = d.counted;
+                for key in &d.keys {
+                    if d.index
+                        && let Err(e) = this.index.forget(key)
+                    {
+                        tracing::warn!("local state could not forget an index object: {e}");
+                    }
+                    if let Err(e) = this.store.delete(key).await {
+                        tracing::warn!("an unneeded object could not be deleted and stays behind: {e}");
+                    }
+                }
+            });
+        }
+    }
+
+    /// Begins the journal anew when it has grown and nothing is pending, or rewrites it from memory when it has grown too long.
+    pub(super) fn tend_journal(&self) {
+        let len = self.journal.len();
+        if len < journal::FRESH_BYTES {
+            return;
+        }
+        let st = self.state.lock();
+        let lines = self.journal_lines(&st);
+        if (lines.is_empty() || len > journal::REWRITE_BYTES)
+            && let Err(e) = self.journal.rewrite(&lines)
+        {
+            tracing::warn!("the journal could not be begun anew: {e}");
+        }
+    }
+
+    /// Everything that a later mount would have to be told.
+    fn journal_lines(&self, st: &State) -> Vec<(u64, journal::Line)> {
+        let mut lines = Vec::new();
+        for (id, cell) in &st.dirs {
+            let unborn = st.unborn.contains(id);
+            let behind =
+                |e: &Entry| matches!(&e.body, Body::File(f) if st.files.get(&f.file_id).is_some_and(|f| f.live.lock().dirty()));
+            for (name, seq, entry) in cell.dir.unsettled(behind) {
+                lines.push((seq.unwrap_or(st.seq), journal::Line { dir: *id, key: cell.key.clone(), unborn, name, entry }));
+            }
+        }
+        lines
+    }
+
+    /// Reads the root directory: a mount whose root cannot be read does not begin.
+    pub async fn check_root(&self) -> Result<()> {
+        self.dir(crate::ops::ROOT).await.map(|_| ())
+    }
+
+    pub(super) fn root_loaded(&self) -> bool {
+        let st = self.state.lock();
+        st.dirs.get(&st.root).is_some_and(|c| c.dir.is_loaded())
+    }
+
+    /// Fills in what the filesystem knows of itself.
+    pub fn fill_status(&self, s: &mut Status) {
+        s.read_only = self.opts.read_only;
+        s.pending = self.progress().pending;
+        let (used, limit) = self.spool.usage();
+        s.spool = Fill { used, limit };
+        s.open_files = self.handles.lock().len() as u64;
+        if self.stopping.load(Ordering::Acquire) {
+            s.health = Health::Draining;
+        } else if self.state.lock().files.values().any(|f| f.live.lock().error.is_some()) && s.health == Health::Ok {
+            s.health = Health::Degraded;
+        }
+    }
+
+    /// The kernel has let go of the mount without closing what was open: every handle counts as closed, every inode as forgotten.
+    pub fn close_handles(&self) {
+        let handles = std::mem::take(&mut *self.handles.lock());
+        let mut st = self.state.lock();
+        for handle in handles.into_values() {
+            if let super::Handle::File { file, .. } = &*handle {
+                file.opens.store(0, Ordering::Release);
+            }
+        }
+        let inos: Vec<_> = st.nodes.keys().copied().collect();
+        let mut due = Vec::new();
+        for ino in inos {
+            if let Some(n) = st.nodes.get_mut(&ino) {
+                (n.opens, n.lookups) = (0, 0);
+            }
+            due.extend(st.release(ino));
+        }
+        let files: Vec<_> = st.files.values().cloned().collect();
+        for file in files {
+            self.retire(&mut st, &file);
+        }
+        drop(st);
+        drop(due);
+    }
+
+    /// Drops what can be read again: cached chunks.
+    pub fn drop_caches(&self) {
+        self.reader.clear();
+    }
+}

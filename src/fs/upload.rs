@@ -1,0 +1,471 @@
+//! Saving files: from layers to a version in the bucket, and from there to the index.
+//!
+//! One task per file that is behind, bounded by `upload_slots`. A failed upload is tried again with growing pauses for as long
+//! as the mount lives; its data stays in the spool. Whoever waits (fsync, unmount) is told.
+
+use super::attr::with_times;
+use super::file::{File, Froze, Version};
+use super::state::State;
+use super::{Doomed, Fs};
+use crate::error::{Error, Kind, Result, fail};
+use crate::format::entry::{Body, Entry};
+use crate::format::failure::Failure;
+use crate::format::manifest::Hints;
+use crate::format::names::readable_key;
+use crate::read::{Ask, ObjectParts, OpenObject, Reader};
+use crate::store::{Cond, temporary};
+use crate::tree::dir::Change;
+use crate::types::{DirId, Hash, Mode, Time};
+use crate::write::layer::Layer;
+use crate::write::plan::{Old, SegPlan, segments};
+use crate::write::spool::DestroyLogs;
+use crate::write::upload::{Job, OldObject, Plain, Written};
+use async_trait::async_trait;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+/// Longest single read of the old version.
+const READ_STEP: u64 = 1 << 20;
+
+/// Plaintext of the next version: the frozen layer over the old version over zeros.
+struct Source {
+    layer: Arc<Layer>,
+    old: Option<Arc<OpenObject>>,
+    reader: Reader,
+}
+
+#[async_trait]
+impl Plain for Source {
+    async fn plain(&self, range: Range<u64>) -> Result<Zeroizing<Vec<u8>>> {
+        let (layer, all) = (self.layer.clone(), range.clone());
+        let filled = tokio::task::spawn_blocking(move || {
+            let mut buf = Zeroizing::new(vec![0; (all.end - all.start) as usize]);
+            let gaps = layer.fill(all.start, &mut buf, std::slice::from_ref(&all))?;
+            Ok::<_, Error>((buf, gaps))
+        });
+        let (mut buf, gaps) = filled.await.map_err(|e| Error::with_source(Kind::Bug, "reading the spool stopped", e))??;
+        let Some(old) = &self.old else { return Ok(buf) };
+        for gap in gaps {
+            let (mut at, end) = (gap.start, gap.end.min(old.size()));
+            while at < end {
+                let step = (end - at).min(READ_STEP);
+                let bytes = self.reader.read(old, at, step as u32).await?;
+                if bytes.is_empty() {
+                    return fail(Kind::Corrupt, "the stored file is shorter than it must be");
+                }
+                let to = (at - range.start) as usize;
+                buf[to..to + bytes.len()].copy_from_slice(&bytes);
+                at += bytes.len() as u64;
+            }
+        }
+        Ok(buf)
+    }
+}
+
+/// How an attempt to save ended.
+enum Saved {
+    /// The bucket and the index (soon) have it.
+    Yes,
+    /// The key was taken by something else: try again with another.
+    KeyTaken,
+}
+
+impl Fs {
+    /// Whether any upload is queued or under way.
+    pub(super) fn uploading(&self) -> bool {
+        self.upload_slots.available_permits() < self.opts.uploads
+    }
+
+    /// Waits while too many files have unsent data.
+    pub(super) async fn wait_for_room(&self) -> Result<()> {
+        let until = Instant::now() + self.opts.deadline;
+        loop {
+            let bell = self.uploaded.notified();
+            if self.state.lock().files.len() < self.opts.max_dirty_files {
+                return Ok(());
+            }
+            self.save_closed();
+            if Instant::now() > until {
+                return fail(Kind::NoSpace, "too many files wait to be uploaded; the store does not keep up");
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(200), bell).await;
+            // Open files alone may exceed the bound: they are limited by the process that holds them.
+            if self.state.lock().files.values().all(|f| f.opens.load(Ordering::Acquire) > 0) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Queues every closed file that is behind.
+    pub(super) fn save_closed(&self) {
+        let files: Vec<Arc<File>> = self.state.lock().files.values().cloned().collect();
+        for file in files {
+            if file.opens.load(Ordering::Acquire) == 0 {
+                self.save_soon(&file);
+            }
+        }
+    }
+
+    /// Queues a file that is behind.
+    pub(super) fn save_soon(&self, file: &Arc<File>) {
+        {
+            let mut live = file.live.lock();
+            live.wanted = live.changes;
+            if live.queued || !live.dirty() || self.opts.read_only {
+                return;
+            }
+            live.queued = true;
+        }
+        if let Some(fs) = self.arc() {
+            let file = file.clone();
+            self.rt.spawn(async move { fs.save_loop(file).await });
+        }
+    }
+
+    /// Saves a file and waits. `Unavailable` when the store does not take it within the deadline: the upload goes on.
+    pub(super) async fn save_now(&self, file: &Arc<File>) -> Result<()> {
+        let target = file.live.lock().changes;
+        let mut moved = (Instant::now(), 0);
+        loop {
+            let bell = file.progress.notified();
+            {
+                let mut live = file.live.lock();
+                if live.unlinked || (!live.unborn && live.saved >= target) {
+                    return Ok(());
+                }
+                let stuck = live.error.as_ref().filter(|e| !temporary(e.kind()) || moved.0.elapsed() > self.opts.deadline);
+                if let Some(e) = stuck {
+                    let e = e.duplicate();
+                    live.unreported = false;
+                    return Err(e);
+                }
+                if live.sent_bytes != moved.1 {
+                    moved = (Instant::now(), live.sent_bytes);
+                }
+            }
+            self.save_soon(file);
+            let _ = tokio::time::timeout(Duration::from_millis(500), bell).await;
+        }
+    }
+
+    async fn save_loop(self: Arc<Self>, file: Arc<File>) {
+        let mut pause = self.opts.retry.0;
+        loop {
+            let result = match self.upload_slots.acquire().await {
+                Ok(_slot) => self.save(&file).await,
+                Err(_) => return,
+            };
+            let failed = self.note_result(&file, result);
+            file.progress.notify_waiters();
+            self.uploaded.notify_waiters();
+            if failed {
+                let jitter = f64::from(u32::from_be_bytes(self.env.random())) / f64::from(u32::MAX);
+                let wait = pause.mul_f64(0.5 + jitter / 2.0);
+                pause = (pause * 2).min(self.opts.retry.1);
+                let hurry = if self.hurry.load(Ordering::Acquire) { wait.min(self.opts.retry.0) } else { wait };
+                let _ = tokio::time::timeout(hurry, self.kick_uploads.notified()).await;
+                continue;
+            }
+            let mut st = self.state.lock();
+            let mut live = file.live.lock();
+            if live.dirty() && (file.opens.load(Ordering::Acquire) == 0 || live.wanted > live.saved) {
+                continue;
+            }
+            live.queued = false;
+            drop(live);
+            self.retire(&mut st, &file);
+            return;
+        }
+    }
+
+    /// Keeps the outcome where waiters and status see it. Returns whether to try again.
+    fn note_result(&self, file: &File, result: Result<()>) -> bool {
+        let mut live = file.live.lock();
+        live.sent_bytes = 0;
+        match result {
+            Ok(()) => {
+                live.failures = 0;
+                live.error = None;
+                live.unreported = false;
+                false
+            }
+            Err(e) => {
+                tracing::warn!(file = ?file.id, "upload failed, will be tried again: {e}");
+                live.failures += 1;
+                live.unreported = !temporary(e.kind());
+                self.sink.trouble(&e);
+                live.error = Some(e);
+                !live.unlinked
+            }
+        }
+    }
+
+    /// One attempt to save what a file has now.
+    async fn save(&self, file: &Arc<File>) -> Result<()> {
+        let _turn = file.upload.lock().await;
+        let old = self.base(file).await?;
+        let Some((layer, froze)) = self.freeze(file).await else { return Ok(()) };
+        let mut readable = true;
+        loop {
+            match self.save_version(file, &layer, froze, old.clone(), readable).await? {
+                Saved::Yes => return Ok(()),
+                Saved::KeyTaken => readable = false,
+            }
+        }
+    }
+
+    /// Takes the active layer out of the way of new writes. `None` when there is nothing to save.
+    async fn freeze(&self, file: &Arc<File>) -> Option<(Arc<Layer>, Froze)> {
+        let mut io = file.io.write().await;
+        let mut live = file.live.lock();
+        if live.unlinked {
+            return None;
+        }
+        if io.frozen.is_none() {
+            if io.active.is_clean() && io.version.is_some() {
+                live.saved = live.changes;
+                return None;
+            }
+            io.frozen = Some(Arc::new(std::mem::take(&mut io.active)));
+            io.froze = Froze { size: io.size, changes: live.changes, times: live.times };
+        }
+        io.frozen.clone().map(|f| (f, io.froze))
+    }
+
+    /// What is known of a file's place, for hints and the readable key.
+    fn hints(&self, file: &File, froze: Froze) -> (Hints, Option<String>) {
+        let st = self.state.lock();
+        let place = file.place.lock().clone();
+        let now = self.env.clock.now();
+        let entry = place.as_ref().and_then(|(d, n)| st.dirs.get(d)?.dir.get(n).cloned());
+        let a = entry.as_ref().map(|e| with_times(e.attributes, froze.times)).unwrap_or_default();
+        let key = match (&self.mode, &place) {
+            (Mode::Standard, Some(p)) => st.path(p).and_then(|path| readable_key(path.split(|b| *b == b'/'))),
+            _ => None,
+        };
+        let (dir_id, name) = place.unwrap_or((DirId([0; 16]), Vec::new()));
+        let time = |t: Time| if t == Time::default() { now } else { t };
+        (Hints { mtime: time(a.mtime), ctime: time(a.ctime), mode: a.mode, dir_id, name }, key)
+    }
+
+    async fn save_version(
+        &self,
+        file: &Arc<File>,
+        layer: &Arc<Layer>,
+        froze: Froze,
+        old: Option<Arc<OpenObject>>,
+        readable: bool,
+    ) -> Result<Saved> {
+        let (hints, path_key) = self.hints(file, froze);
+        let key = match &old {
+            Some(o) => o.key().to_owned(),
+            None => path_key.filter(|_| readable).unwrap_or_else(|| crate::format::names::object_key(&file.id)),
+        };
+        let plan = self.plan(layer, froze.size, old.as_deref());
+        let generation = old.as_ref().map_or(1, |o| o.generation() + 1);
+        let job = Job {
+            file_id: file.id,
+            file_key: file.key.clone(),
+            generation,
+            previous: old.as_ref().map_or(Hash::ZERO, |o| o.trailer_hash()),
+            key: key.clone(),
+            cond: self.condition(old.as_deref(), &key).await?,
+            size: froze.size,
+            hints,
+            plan,
+            old: old.as_ref().map(|o| OldObject {
+                key: o.key().to_owned(),
+                etag: o.etag().clone(),
+                layout: o.layout().clone(),
+                records: o.records().into(),
+            }),
+            started: None,
+        };
+        let source = Source { layer: layer.clone(), old: old.clone(), reader: self.reader.clone() };
+        let intended = parking_lot::Mutex::new(None);
+        let intend = |generation: u64, hash: &Hash| {
+            *intended.lock() = Some(*hash);
+            layer.intend(&self.spool, generation, &hash.0)
+        };
+        let sent = |n: u64| {
+            file.live.lock().sent_bytes += n;
+            self.sent_bytes.fetch_add(n, Ordering::Relaxed);
+            file.progress.notify_waiters();
+        };
+        match self.uploader.write(job, &source, &intend, &sent).await {
+            Ok(written) => self.landed(file, froze, written).await.map(|()| Saved::Yes),
+            Err(e) if e.kind() == Kind::Stale => {
+                let hash = *intended.lock();
+                self.after_stale(file, froze, &key, generation, hash, e).await
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn plan(&self, layer: &Layer, size: u64, old: Option<&OpenObject>) -> Vec<SegPlan> {
+        let seg = self.uploader.params.geometry.seg_size();
+        let below = Old { size: old.map_or(0, |o| o.size()), visible: layer.limit() };
+        segments(size, seg, below, |k| old.is_none_or(|o| o.layout().is_hole(k)), |r| layer.touch(r))
+    }
+
+    /// What the store must hold for the write to go through; without conditions, a look beforehand.
+    async fn condition(&self, old: Option<&OpenObject>, key: &str) -> Result<Cond> {
+        let caps = &self.uploader.caps;
+        match old {
+            Some(o) if caps.put_if_match => Ok(Cond::Match(o.etag().clone())),
+            None if caps.put_if_absent => Ok(Cond::Absent),
+            _ => {
+                let there = match self.store.head(key).await {
+                    Ok(meta) => Some(meta.etag),
+                    Err(e) if e.kind() == Kind::NotFound => None,
+                    Err(e) => return Err(e),
+                };
+                match there.as_ref() == old.map(|o| o.etag()) {
+                    true => Ok(Cond::Any),
+                    false => fail(Kind::Stale, "the object was changed by another machine"),
+                }
+            }
+        }
+    }
+
+    /// The condition failed: either an earlier try of ours did land, or the key is somebody else's, or another machine was first.
+    async fn after_stale(
+        &self,
+        file: &Arc<File>,
+        froze: Froze,
+        key: &str,
+        generation: u64,
+        intended: Option<Hash>,
+        error: Error,
+    ) -> Result<Saved> {
+        let ask = Ask {
+            key: key.to_owned(),
+            file_id: file.id,
+            file_key: file.key.clone(),
+            generation: 0,
+            trailer_hash: Hash::ZERO,
+            object_len: 0,
+        };
+        let there = match self.within(self.reader.open(&ask)).await {
+            Ok(o) => o,
+            Err(e) if generation == 1 && self.mode == Mode::Standard && Failure::of(&e).is_some() => return Ok(Saved::KeyTaken),
+            Err(e) if e.kind() == Kind::NotFound => return Err(error),
+            Err(e) => return Err(e),
+        };
+        let ours = Some(there.trailer_hash()) == intended || self.recovered_intent(file) == Some(there.trailer_hash());
+        if ours {
+            self.settled(file, froze, there).await?;
+            return Ok(Saved::Yes);
+        }
+        if generation == 1 {
+            // An earlier try whose answer was lost: go on from there.
+            let mut io = file.io.write().await;
+            io.version = Some(version_of_object(&there));
+            io.object = Some(there);
+            return fail(Kind::Unavailable, "an earlier upload of the file did land; it is being replaced");
+        }
+        Err(Error::new(Kind::Stale, "another machine changed the file first; this machine's version is kept in the spool"))
+    }
+
+    fn recovered_intent(&self, file: &File) -> Option<Hash> {
+        file.live.lock().intent
+    }
+
+    async fn landed(&self, file: &Arc<File>, froze: Froze, w: Written) -> Result<()> {
+        let object = OpenObject::from_written(ObjectParts {
+            key: w.key,
+            etag: w.meta.etag,
+            file_id: file.id,
+            file_key: file.key.clone(),
+            params: self.uploader.params,
+            generation: w.generation,
+            trailer_hash: w.root.trailer_hash,
+            layout: w.root.layout,
+            records: w.manifest.records,
+        })?;
+        self.settled(file, froze, Arc::new(object)).await
+    }
+
+    /// The bucket has a version: it becomes what the layers lie on, and the index is told.
+    async fn settled(&self, file: &Arc<File>, froze: Froze, object: Arc<OpenObject>) -> Result<()> {
+        let version = version_of_object(&object);
+        let logs = {
+            let mut io = file.io.write().await;
+            let logs = io.frozen.take().map(|f| f.logs().to_vec()).unwrap_or_default();
+            io.version = Some(version.clone());
+            io.object = Some(object);
+            let mut live = file.live.lock();
+            live.saved = froze.changes;
+            live.unborn = false;
+            live.unsaved_bytes = io.active.bytes();
+            live.intent = None;
+            logs
+        };
+        let guard = DestroyLogs(logs);
+        let due = {
+            let mut st = self.state.lock();
+            self.point_entry(&mut st, file, froze, &version, guard)
+        };
+        drop(due);
+        self.sink.saved(file.id, version.generation);
+        Ok(())
+    }
+
+    /// Makes the entry of a file name its new version. The spool's logs go when the index has it.
+    fn point_entry(
+        &self,
+        st: &mut State,
+        file: &Arc<File>,
+        froze: Froze,
+        v: &Version,
+        guard: DestroyLogs,
+    ) -> Vec<crate::tree::dir::Guard> {
+        let place = file.place.lock().clone();
+        let entry = place.as_ref().and_then(|(d, n)| st.dirs.get(d)?.dir.get(n).cloned());
+        let ours = |e: &Arc<Entry>| matches!(&e.body, Body::File(f) if f.file_id == file.id);
+        let (Some((dir, name)), Some(entry)) = (place, entry.filter(ours)) else {
+            // Unlinked while it was on its way: nothing will ever name the object.
+            return vec![Box::new(guard), Box::new(Doomed::object(self, v.key.clone()))];
+        };
+        let mut e = Entry::clone(&entry);
+        if let Body::File(f) = &mut e.body {
+            (f.generation, f.trailer_hash, f.size, f.object_len) = (v.generation, v.trailer_hash, v.size, v.object_len);
+            f.key = (v.key != crate::format::names::object_key(&file.id)).then(|| v.key.clone());
+        }
+        {
+            let mut live = file.live.lock();
+            // A setattr after the write knows better; a write after the freeze keeps its own times for the next version.
+            e.attributes = with_times(e.attributes, live.times.filter(|_| live.times == froze.times));
+            if live.times == froze.times {
+                live.times = None;
+            }
+        }
+        let entry = Arc::new(e);
+        if let Err(e) = self.journal_only(st, &[(dir, name.clone(), Some(entry.clone()))]) {
+            // The spool's log still tells a later mount what to do.
+            tracing::warn!("the journal could not note an upload: {e}");
+        }
+        let change = Change { entry: Some(entry), after: vec![Box::new(guard)], ..Change::default() };
+        self.apply_journalled(st, vec![(dir, name, change)])
+    }
+
+    /// Starts uploading a large file while it is still being written.
+    pub(super) fn stream_ahead(&self, file: &Arc<File>, _io: &super::file::Io, crowded: bool) {
+        if crowded {
+            self.save_soon(file);
+        }
+    }
+}
+
+fn version_of_object(o: &OpenObject) -> Version {
+    Version {
+        generation: o.generation(),
+        trailer_hash: o.trailer_hash(),
+        size: o.size(),
+        object_len: o.object_len(),
+        key: o.key().to_owned(),
+    }
+}
