@@ -140,13 +140,14 @@ fn test_code_is_told_from_the_rest() {
 fn files_of_test_modules_are_test_code() {
     let mut sources = [
         of("src/a/mod.rs", "#[cfg(test)]\nmod tests;\n#[cfg(test)]\n#[path = \"b_tests.rs\"]\nmod others;\nmod plain;\n"),
-        of("src/a/tests.rs", "x();\n"),
+        of("src/a/tests.rs", "x();\nmod more;\n#[path = \"c_tests.rs\"]\nmod c;\n"),
         of("src/a/tests/more.rs", "x();\n"),
+        of("src/a/c_tests.rs", "x();\n"),
         of("src/a/b_tests.rs", "x();\n"),
         of("src/a/plain.rs", "x();\n"),
     ];
     mark_test_modules(&mut sources);
-    assert_eq!(sources[1..].iter().map(|s| s.test[0]).collect::<Vec<_>>(), [true, true, true, false]);
+    assert_eq!(sources[1..].iter().map(|s| s.test[0]).collect::<Vec<_>>(), [true, true, true, true, false]);
 }
 
 fn target(name: &str) -> Target {

@@ -93,13 +93,17 @@ pub fn read_tree(root: &Path) -> Vec<Source> {
     sources
 }
 
-/// Marks the files of out-of-line test modules.
+/// Marks the files of out-of-line test modules, and of modules that such files declare.
 pub fn mark_test_modules(sources: &mut [Source]) {
-    let test_modules: BTreeSet<String> = sources.iter().flat_map(outer_test_modules).collect();
-    for source in sources {
-        let whole = |m: &String| source.path == format!("{m}.rs") || source.path.starts_with(&format!("{m}/"));
-        if test_modules.iter().any(whole) {
-            source.test.fill(true);
+    loop {
+        let test_modules: BTreeSet<String> = sources.iter().flat_map(outer_test_modules).collect();
+        let is_meant = |path: &str| {
+            let stem = path.trim_end_matches(".rs");
+            test_modules.iter().any(|m| stem == m || stem.strip_suffix("/mod") == Some(m.as_str()))
+        };
+        let news = sources.iter_mut().filter(|source| is_meant(&source.path) && source.test.contains(&false));
+        if news.map(|source| source.test.fill(true)).count() == 0 {
+            return;
         }
     }
 }
@@ -118,20 +122,27 @@ fn walk(root: &Path, dir: &Path, files: &mut Vec<(String, String)>) {
     }
 }
 
-/// `src/a/b` for `#[cfg(test)] mod b;` in `src/a/mod.rs` or `src/a.rs`, and what `#[path = "..."]` says where there is one.
+/// `src/a/b` for a `mod b;` in test code of `src/a/mod.rs` or `src/a.rs`, or what its `#[path = "..."]` says.
 fn outer_test_modules(source: &Source) -> Vec<String> {
     let stem = source.path.trim_end_matches(".rs");
     let (own_folder, _) = source.path.rsplit_once('/').unwrap_or(("", ""));
     let folder = stem.strip_suffix("/mod").or(stem.strip_suffix("/lib")).unwrap_or(stem);
-    let inside = test_items(&source.code).into_iter().filter_map(|(from, to)| {
-        let name = source.code[from..=to].strip_suffix(';')?.rsplit_once("mod ")?.1.trim();
-        // The code has blanks in the place of the path: the text has it.
-        match source.text[from..=to].split_once("#[path = \"") {
-            Some((_, path)) => Some(format!("{own_folder}/{}", path.split('"').next()?.trim_end_matches(".rs"))),
-            None => Some(format!("{folder}/{name}")),
+    let all: Vec<(usize, &str)> = source.words().collect();
+    let declared = all.windows(2).filter(|pair| {
+        let behind = pair[1].0 + pair[1].1.len();
+        pair[0].1 == "mod" && source.code[behind..].starts_with(';') && source.is_test(pair[0].0)
+    });
+    let named = declared.map(|pair| {
+        // Attributes right above. The code has blanks in the place of the path: the text has it.
+        let line = line_of(&source.code, pair[0].0);
+        let above: Vec<&str> = source.text.lines().take(line).collect();
+        let mut attributes = above.iter().rev().map(|l| l.trim()).take_while(|l| l.starts_with("#["));
+        match attributes.find_map(|l| l.strip_prefix("#[path = \"")?.split('"').next()) {
+            Some(path) => format!("{own_folder}/{}", path.trim_end_matches(".rs")),
+            None => format!("{folder}/{}", pair[1].1),
         }
     });
-    inside.collect()
+    named.collect()
 }
 
 /// Line of a byte, from 0.
