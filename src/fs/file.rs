@@ -13,6 +13,7 @@
 //! Data that was acknowledged is in a spool log (and, after `fsync`, on the platter or in the bucket) until the index names the
 //! version that holds it. An unlinked file goes through the same states, but is never uploaded.
 
+use super::ahead::Ahead;
 use super::state::Place;
 use crate::crypto::secmem::SecretKey;
 use crate::error::{Error, Result};
@@ -152,6 +153,8 @@ pub struct File {
     pub place: parking_lot::Mutex<Option<Place>>,
     /// Open handles.
     pub opens: AtomicU32,
+    /// Parts uploaded before the file was closed.
+    pub ahead: parking_lot::Mutex<Ahead>,
     /// Set when an upload finished or failed.
     pub progress: tokio::sync::Notify,
 }
@@ -180,6 +183,7 @@ impl File {
             upload: tokio::sync::Mutex::default(),
             place: parking_lot::Mutex::new(place),
             opens: AtomicU32::new(0),
+            ahead: parking_lot::Mutex::default(),
             progress: tokio::sync::Notify::new(),
         }
     }

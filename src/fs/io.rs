@@ -242,6 +242,7 @@ impl Fs {
             io.layers += 1;
         }
         if done > 0 {
+            self.touch_ahead(file, at..at + done);
             io.size = io.size.max(at + done);
             file.changed(io.size, self.env.clock.now(), done);
         }
@@ -298,6 +299,7 @@ impl Fs {
                 let fresh = io.active.logs().is_empty();
                 io.active.resize(&self.spool, || head, size)?;
                 io.layers += u64::from(fresh);
+                self.touch_ahead(&file, size..u64::MAX);
                 io.size = size;
                 file.changed(size, self.env.clock.now(), 0);
             }

@@ -7,6 +7,7 @@
 //!
 //! Lock order: see `state.rs`.
 
+mod ahead;
 mod attr;
 mod commit;
 mod drain;

@@ -19,7 +19,7 @@ use crate::types::{DirId, Hash, Mode, Time};
 use crate::write::layer::Layer;
 use crate::write::plan::{Old, SegPlan, segments};
 use crate::write::spool::DestroyLogs;
-use crate::write::upload::{Job, OldObject, Plain, Written};
+use crate::write::upload::{Job, OldObject, Plain, Started, Written};
 use async_trait::async_trait;
 use std::ops::Range;
 use std::sync::Arc;
@@ -207,7 +207,10 @@ impl Fs {
     async fn save(&self, file: &Arc<File>) -> Result<()> {
         let _turn = file.upload.lock().await;
         let old = self.base(file).await?;
-        let Some((layer, froze)) = self.freeze(file).await else { return Ok(()) };
+        let Some((layer, froze)) = self.freeze(file).await else {
+            self.give_up_ahead(file).await;
+            return Ok(());
+        };
         let mut readable = true;
         loop {
             match self.save_version(file, &layer, froze, old.clone(), readable).await? {
@@ -260,11 +263,13 @@ impl Fs {
         readable: bool,
     ) -> Result<Saved> {
         let (hints, path_key) = self.hints(file, froze);
-        let key = match &old {
-            Some(o) => o.key().to_owned(),
-            None => path_key.filter(|_| readable).unwrap_or_else(|| crate::format::names::object_key(&file.id)),
-        };
         let plan = self.plan(layer, froze.size, old.as_deref());
+        let ahead = self.usable_ahead(file, &plan, old.is_none()).await;
+        let key = match (&old, &ahead) {
+            (Some(o), _) => o.key().to_owned(),
+            (None, Some((key, _))) => key.clone(),
+            (None, None) => path_key.filter(|_| readable).unwrap_or_else(|| crate::format::names::object_key(&file.id)),
+        };
         let generation = old.as_ref().map_or(1, |o| o.generation() + 1);
         let job = Job {
             file_id: file.id,
@@ -282,7 +287,7 @@ impl Fs {
                 layout: o.layout().clone(),
                 records: o.records().into(),
             }),
-            started: None,
+            started: ahead.map(|(_, s)| s),
         };
         let source = Source { layer: layer.clone(), old: old.clone(), reader: self.reader.clone() };
         let intended = parking_lot::Mutex::new(None);
@@ -303,6 +308,26 @@ impl Fs {
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// What was uploaded ahead, when this version can go on from it.
+    async fn usable_ahead(&self, file: &File, plan: &[SegPlan], first: bool) -> Option<(String, Started)> {
+        let (key, started) = self.take_ahead(file).await?;
+        let end = started.parts.keys().next_back().map_or(0, |n| self.uploader.limits().body_part(*n).end);
+        let whole = plan.get(..end as usize).is_some_and(|p| p.iter().all(|s| *s == SegPlan::Fresh));
+        if first && whole {
+            return Some((key, started));
+        }
+        if let Err(e) = self.store.upload_abort(&key, &started.id).await {
+            tracing::debug!("an upload begun ahead could not be aborted: {e}");
+        }
+        None
+    }
+
+    /// The key of a file's first version.
+    pub(super) fn first_key(&self, file: &File) -> String {
+        let path_key = self.hints(file, Froze::default()).1;
+        path_key.unwrap_or_else(|| crate::format::names::object_key(&file.id))
     }
 
     fn plan(&self, layer: &Layer, size: u64, old: Option<&OpenObject>) -> Vec<SegPlan> {
@@ -450,13 +475,6 @@ impl Fs {
         }
         let change = Change { entry: Some(entry), after: vec![Box::new(guard)], ..Change::default() };
         self.apply_journalled(st, vec![(dir, name, change)])
-    }
-
-    /// Starts uploading a large file while it is still being written.
-    pub(super) fn stream_ahead(&self, file: &Arc<File>, _io: &super::file::Io, crowded: bool) {
-        if crowded {
-            self.save_soon(file);
-        }
     }
 }
 

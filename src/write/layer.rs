@@ -236,6 +236,17 @@ impl Layer {
         Ok(gaps)
     }
 
+    /// What the layer knows of a range, as of now: later writes do not show in it.
+    pub fn excerpt(&self, range: Range<u64>) -> Layer {
+        let mut map = ExtentMap::default();
+        for p in self.map.pieces(range.start, range.end) {
+            if let Some(source) = p.source {
+                map.insert(p.start, p.end, source);
+            }
+        }
+        Layer { map, limit: self.limit, logs: self.logs.clone(), bytes: 0 }
+    }
+
     /// How the layer touches a range, for the upload's plan.
     pub fn touch(&self, range: Range<u64>) -> super::plan::Touch {
         use super::plan::Touch;
