@@ -149,12 +149,14 @@ fn columns(place: &Place) -> Outcome<()> {
     Ok(())
 }
 
-/// Files below a directory with their sizes, sorted.
+/// Files below a directory with their sizes, sorted, but a directory store's own lock files.
 fn listing(dir: &Path) -> Outcome<Vec<(String, u64)>> {
     let mut found = Vec::new();
     walk(dir, &mut |path, meta| {
         let name = path.strip_prefix(dir).unwrap_or(path).display().to_string();
-        found.push((name, meta.len()));
+        if !name.starts_with(".%tmp/") {
+            found.push((name, meta.len()));
+        }
         Ok(())
     })?;
     found.sort();
@@ -172,15 +174,14 @@ fn walk(dir: &Path, visit: &mut dyn FnMut(&Path, &fs::Metadata) -> Outcome<()>) 
 
 /// The patient's name of the sample is in no object, nor is a file name in any key.
 fn search_bucket(bucket: &Path) -> Outcome<()> {
-    let mut objects = 0;
     walk(bucket, &mut |path, _| {
-        objects += 1;
         let leaks = fs::read(path)?.windows(CANARY.len()).any(|w| w == CANARY) || path.to_string_lossy().contains("phantom");
         if leaks {
             return Err(Failure::new(Exit::Corrupt, "the sample's patient name or a file name is readable in the bucket"));
         }
         Ok(())
     })?;
+    let objects = listing(bucket)?.len();
     print(&format!("   patient and file names: in none of the {objects} objects of the bucket\n"));
     Ok(())
 }

@@ -67,13 +67,14 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Whether anything answers at `dir`. A stat may hang for ever, so it is made on a thread that may be left behind.
+/// Whether anything answers at `dir`. Asked by statfs: the kernel answers a stat from its cache long after the process has died.
+/// It may hang for ever, so it is made on a thread that may be left behind.
 fn stat_errno(dir: &Path) -> Option<i32> {
     let (tx, rx) = mpsc::channel();
     let path = dir.to_owned();
     std::thread::spawn(move || {
         // The receiver may have given up.
-        let _ = tx.send(std::fs::metadata(path).err().and_then(|e| e.raw_os_error()).unwrap_or(0));
+        let _ = tx.send(nix::sys::statvfs::statvfs(&path).err().map_or(0, |e| e as i32));
     });
     rx.recv_timeout(STAT_LIMIT).ok()
 }
