@@ -118,7 +118,10 @@ pub async fn assemble(plan: &Plan, unlocked: Unlocked) -> Result<Arc<dyn Mounted
         upload_memory,
         sink: reporter.clone(),
         env: env.clone(),
-        options: fs_options(config, read_only),
+        options: fs::Options {
+            root_time: crate::types::Time { sec: volume.info.created, nsec: 0 },
+            ..fs_options(config, read_only)
+        },
     };
     let (fs, recovered) = Fs::open(parts).await?;
     if recovered != Recovered::default() {

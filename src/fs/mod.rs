@@ -69,6 +69,8 @@ pub struct Options {
     pub umask: Option<u16>,
     /// Owner and group of the root directory of a new volume.
     pub root_owner: (u32, u32),
+    /// Its times: when the volume was made.
+    pub root_time: crate::types::Time,
     /// How long the kernel may believe names and attributes.
     pub attr_ttl: Duration,
     /// How old a listing may be before the bucket is asked again.
@@ -97,6 +99,7 @@ impl Default for Options {
             gid: None,
             umask: None,
             root_owner: (0, 0),
+            root_time: crate::types::Time::default(),
             attr_ttl: Duration::from_secs(1),
             dir_ttl: Duration::from_secs(1),
             fsync: FsyncMode::Remote,

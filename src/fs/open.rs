@@ -133,9 +133,10 @@ impl Fs {
         let left = recover(&mut st, &disk, &owner(LogKind::Journal), &spool, &env)?;
         let (deleter, deletions) = mpsc::unbounded_channel();
         let (uid, gid) = options.root_owner;
+        let t = options.root_time;
         let root_entry = Arc::new(Entry {
             name: super::state::ROOT_SELF.to_vec(),
-            attributes: Attributes { mode: 0o755, uid, gid, ..Attributes::default() },
+            attributes: Attributes { mode: 0o755, uid, gid, atime: t, mtime: t, ctime: t, btime: t },
             body: Body::Dir { dir_id: root.dir_id, dir_key: crate::crypto::secmem::SecretKey::new(&[0; 32]) },
             xattrs: Vec::new(),
         });

@@ -423,6 +423,10 @@ class Walk:
                 need("index", dir_id not in self.dirs, "a directory is its own ancestor or has two parents")
                 self.dirs.add(dir_id)
                 for e in list_dir(self.v, self.store, dir_id, dir_key):
+                    if not path and e["name"] == b".smpfs":
+                        # The root's own attributes.
+                        need("index", e["type"] == 2 and e["dir_id"] == dir_id, "the reserved name holds something else")
+                        continue
                     if self.entry(path + (e["name"],), e):
                         todo.append((path + (e["name"],), e["dir_id"], e["dir_key"]))
             except Bad as bad:
