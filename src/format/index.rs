@@ -243,3 +243,7 @@ pub fn verify<'a>(keys: &VolumeKeys, bytes: &'a [u8]) -> Result<&'a [u8]> {
     CLASS.unless(good, "an index object's signature does not hold")?;
     Ok(blob)
 }
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod tests;

@@ -299,3 +299,95 @@ impl ObjectRoot {
         Ok(plain)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::Geometry;
+    use crate::format::manifest::{Hints, SegmentSecret};
+    use crate::format::segment::seal_segment;
+    use crate::types::{DirId, Suite, Time, VolumeId};
+
+    struct Sparse {
+        params: Params,
+        keys: VolumeKeys,
+        expect: Expect,
+        object: Vec<u8>,
+    }
+
+    /// A file of `holes` holes and one byte behind them.
+    fn sparse(holes: u64) -> Sparse {
+        let params = Params { volume_id: VolumeId([1; 16]), suite: Suite::Aes256Gcm, geometry: Geometry::new(14, 4).unwrap() };
+        let keys = VolumeKeys::derive(&SecretKey::new(&[2; 32]), params.volume_id, vec![SecretKey::new(&[3; 32])]);
+        let (file_id, file_key) = (FileId([4; 32]), SecretKey::new(&[5; 32]));
+        let mut records = vec![Record::Hole { written: 1 }; holes as usize];
+        let at = SegmentAt { params: &params, file_id: &file_id, k: holes, plain: 1 };
+        let (stored, record) = seal_segment(at, SegmentSecret([6; 32]), 1, b"x").unwrap();
+        records.push(record);
+        let time = Time::default();
+        let hints = Hints { mtime: time, ctime: time, mode: 0, dir_id: DirId([7; 16]), name: b"n".to_vec() };
+        let size = holes * params.geometry.seg_size() + 1;
+        let manifest = Manifest { size, hints, content_sha256: None, records };
+        let new = NewVersion {
+            params: &params,
+            file_id,
+            file_key: &file_key,
+            generation: 1,
+            previous: Hash::ZERO,
+            manifest: &manifest,
+        };
+        let root = seal_root(&keys, &new, &[8; 24], &[9; 24]).unwrap();
+        let object = [&Header { params, file_id }.encode()[..], &stored, &root.tail].concat();
+        assert_eq!(object.len() as u64, root.object_len);
+        Sparse { params, keys, expect: Expect { file_id, generation: 1, trailer_hash: root.trailer_hash, file_key }, object }
+    }
+
+    #[test]
+    fn a_manifest_longer_than_the_tail_is_asked_for() {
+        let s = sparse(1000);
+        let tail = &s.object[s.object.len() - crate::format::geometry::TAIL_FETCH as usize..];
+        let opening = ObjectRoot::open(&s.params, &s.keys, &s.expect, &s.object[..128], tail, s.object.len() as u64).unwrap();
+        let Opening::NeedManifest(checked) = opening else { panic!("the tail does not hold 80 KiB") };
+        let range = checked.manifest_range();
+        let manifest = &s.object[range.start as usize..range.end as usize];
+        let short = checked.clone().open_manifest(&s.keys, &manifest[1..], None).unwrap_err();
+        assert_eq!(Failure::of(&short), Some(Failure::ManifestHash));
+        let root = checked.open_manifest(&s.keys, manifest, Some(&s.expect.file_key)).unwrap();
+        assert_eq!((root.size(), root.layout().is_hole(999), root.layout().is_hole(1000)), (1000 << 18 | 1, true, false));
+        assert!(root.segment(999).is_none() && root.segment_root(1001).is_none());
+        let chunk = root.layout().chunks(1000, 0..1).unwrap();
+        let stored = &s.object[chunk.start as usize..chunk.end as usize];
+        assert_eq!(root.segment(1000).unwrap().open(0, stored).unwrap(), b"x");
+    }
+
+    #[test]
+    fn holes_cannot_be_used_to_exhaust_memory() {
+        let s = sparse(3);
+        let Opening::Done(root) =
+            ObjectRoot::open(&s.params, &s.keys, &s.expect, &s.object, &s.object, s.object.len() as u64).unwrap()
+        else {
+            panic!("all bytes are there")
+        };
+        assert_eq!(root.read_all(&s.object, 1 << 18).unwrap_err().kind(), Kind::TooLarge);
+        let plain = root.read_all(&s.object, 1 << 20).unwrap();
+        assert_eq!((plain.len(), plain.iter().map(|b| u64::from(*b)).sum::<u64>()), (3 << 18 | 1, u64::from(b'x')));
+    }
+
+    #[test]
+    fn impossible_versions_are_not_written() {
+        let s = sparse(1);
+        let hints = Hints { mtime: Time::default(), ctime: Time::default(), mode: 0, dir_id: DirId([7; 16]), name: vec![] };
+        let kind = |generation, previous, size| {
+            let manifest = Manifest { size, hints: hints.clone(), content_sha256: None, records: vec![] };
+            let (params, file_key) = (&s.params, &s.expect.file_key);
+            let new = NewVersion { params, file_id: s.expect.file_id, file_key, generation, previous, manifest: &manifest };
+            seal_root(&s.keys, &new, &[0; 24], &[0; 24]).map(drop).map_err(|e| e.kind())
+        };
+        assert_eq!(kind(1, Hash::ZERO, 0), Ok(()));
+        assert_eq!(kind(0, Hash::ZERO, 0), Err(Kind::Bug));
+        assert_eq!(kind(2, Hash::ZERO, 0), Err(Kind::Bug));
+        assert_eq!(kind(1, Hash([1; 32]), 0), Err(Kind::Bug));
+        assert_eq!(kind(1, Hash::ZERO, 5), Err(Kind::Bug));
+        assert_eq!(kind(1, Hash::ZERO, u64::MAX), Err(Kind::TooLarge));
+    }
+}
