@@ -56,14 +56,13 @@ impl Pattern {
         }
         s.next = at.end;
         s.ahead = s.ahead.max(s.next);
-        s.window = s.window.clamp(FIRST, max.max(FIRST)).min(max);
         let left = s.ahead - s.next;
-        if s.window == 0 || left > s.window / 2 {
+        if max == 0 || left > s.window / 2 {
             return None;
         }
+        s.window = s.window.saturating_mul(2).max(FIRST).min(max);
         let end = s.next.saturating_add(s.window).min(size);
         let from = s.ahead;
-        s.window = s.window.saturating_mul(2).min(max);
         if end <= from {
             return None;
         }
@@ -220,11 +219,17 @@ mod tests {
     #[test]
     fn short_memory_asks_again_for_what_was_left_out() {
         let mut p = Pattern::default();
-        let ahead = stream(&mut p, 0, 16 * M, 128 * K, 1 << 30);
-        let last = ahead.last().unwrap().clone();
-        p.fell_short(&last, last.start + M);
-        let more = stream(&mut p, 16 * M, 64 * M, 128 * K, 1 << 30);
-        assert_eq!(more.first().unwrap().start, last.start + M);
+        let mut at = 0;
+        let wanted = loop {
+            let wanted = p.read(at..at + 128 * K, 1 << 30, MAX);
+            at += 128 * K;
+            if let Some(long) = wanted.filter(|r| r.end - r.start > 2 * M) {
+                break long;
+            }
+        };
+        p.fell_short(&wanted, wanted.start + M);
+        let more = stream(&mut p, at, at + 64 * M, 128 * K, 1 << 30);
+        assert_eq!(more.first().unwrap().start, wanted.start + M);
     }
 
     #[test]

@@ -15,8 +15,8 @@ use crate::types::{DirId, FileId, Hash, Suite, Time, VolumeId};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Remembers reports.
 #[derive(Default)]
@@ -173,6 +173,14 @@ impl World {
         let built = self.file(plain, &[]).await;
         let object = self.reader.open(&built.ask).await.unwrap();
         (built, object)
+    }
+
+    /// A file of 64 MiB at the default geometry, sealed once for all tests.
+    pub(super) async fn big(&self) -> (&'static Built, Arc<OpenObject>) {
+        static BIG: OnceLock<Built> = OnceLock::new();
+        let built = BIG.get_or_init(|| self.seal(content(64 << 20, 2), &[], None));
+        self.put(&built.ask.key, &built.bytes).await;
+        (built, self.reader.open(&built.ask).await.unwrap())
     }
 
     /// Gets that reached the store so far.

@@ -56,9 +56,13 @@ async fn what_fails_twice_is_corrupt_for_every_fault() {
         let (built, object) = w.open(content(2 << 20, 3)).await;
         w.faulty.script(Some(Verb::Get), u32::MAX, fault);
         assert_eq!(kind(w.reader.read(&object, 1 << 20, 10).await), Some(Kind::Corrupt), "{fault:?}");
-        assert_eq!(kind(w.reader.open(&built.ask).await), Some(Kind::Corrupt), "{fault:?}");
         assert!(!w.reader.0.cache.contains(&object.chunk_key(64).unwrap()));
-        assert_eq!(w.witness.stages().len(), 2);
+        assert_eq!(w.witness.stages().len(), 1);
+        // A bit anywhere in the ends may be one that opening does not need; the other tests flip those that it does.
+        if fault != Fault::Flip {
+            assert_eq!(kind(w.reader.open(&built.ask).await), Some(Kind::Corrupt), "{fault:?}");
+            assert_eq!(w.witness.stages().len(), 2);
+        }
     }
 }
 
