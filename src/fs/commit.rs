@@ -76,9 +76,14 @@ impl Fs {
         match st.dirs.get_mut(&id) {
             Some(c) if !c.busy && !c.dead => {
                 c.busy = true;
+                c.again = false;
                 true
             }
-            _ => false,
+            Some(c) => {
+                c.again = true;
+                false
+            }
+            None => false,
         }
     }
 
@@ -96,7 +101,8 @@ impl Fs {
             Ok(()) => {
                 cell.failures = 0;
                 cell.error = None;
-                None
+                // What came when the last write was decided has been missed.
+                std::mem::take(&mut cell.again).then_some(Duration::ZERO)
             }
             Err(e) => {
                 tracing::warn!(dir = ?id, unborn, "a directory index was not written, will be tried again: {e}");

@@ -306,6 +306,7 @@ impl Fs {
         }
         if file.opens.load(Ordering::Acquire) == 0 {
             self.save_soon(&file);
+            self.retire(&mut self.state.lock(), &file);
         }
         Ok(())
     }

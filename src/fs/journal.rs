@@ -40,6 +40,8 @@ pub struct Line {
     pub name: Vec<u8>,
     /// Its entry from now on.
     pub entry: Option<Arc<Entry>>,
+    /// The entry is a directory whose index is not in the bucket yet.
+    pub entry_unborn: bool,
 }
 
 /// What a replay found: the last change of every name that is not done.
@@ -151,13 +153,16 @@ const UNBORN: u8 = 1;
 const ENTRY: u8 = 2;
 /// Flag of a line: the entry's file has no object yet (generation 0, which an entry in the bucket never has).
 const LOCAL: u8 = 4;
+/// Flag of a line: the entry's directory is unborn.
+const ENTRY_UNBORN: u8 = 8;
 
 fn encode_names(seq: u64, lines: &[Line]) -> Result<Zeroizing<Vec<u8>>> {
     let mut w = Writer::with_capacity(512);
     w.u64(seq).u16(lines.len() as u16);
     for l in lines {
         let local = matches!(l.entry.as_deref(), Some(Entry { body: Body::File(f), .. }) if f.generation == 0);
-        let flags = if l.unborn { UNBORN } else { 0 } | if l.entry.is_some() { ENTRY } else { 0 } | if local { LOCAL } else { 0 };
+        let flag = |set, bit| if set { bit } else { 0 };
+        let flags = flag(l.unborn, UNBORN) | flag(l.entry.is_some(), ENTRY) | flag(local, LOCAL) | flag(l.entry_unborn, ENTRY_UNBORN);
         w.bytes(&l.dir.0).bytes(&l.key.expose()[..]).u8(flags).u16(l.name.len() as u16).bytes(&l.name);
         if let Some(e) = &l.entry {
             let mut e = Entry::clone(e);
@@ -218,5 +223,5 @@ fn read_line(r: &mut Reader<'_>) -> Result<Line> {
     } else {
         None
     };
-    Ok(Line { dir, key, unborn: flags & UNBORN != 0, name, entry })
+    Ok(Line { dir, key, unborn: flags & UNBORN != 0, name, entry, entry_unborn: flags & ENTRY_UNBORN != 0 })
 }

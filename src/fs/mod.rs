@@ -219,7 +219,9 @@ impl Fs {
         for (dir, name, entry) in ops {
             let cell = st.dirs.get(dir).ok_or_else(|| Error::new(Kind::Stale, "unknown directory"))?;
             let unborn = st.unborn.contains(dir);
-            lines.push(Line { dir: *dir, key: cell.key.clone(), unborn, name: name.clone(), entry: entry.clone() });
+            let entry_unborn = is_unborn(st, entry.as_deref());
+            let (name, entry) = (name.clone(), entry.clone());
+            lines.push(Line { dir: *dir, key: cell.key.clone(), unborn, name, entry, entry_unborn });
         }
         self.journal.names(st.seq + 1, &lines)
     }
@@ -330,6 +332,11 @@ impl Fs {
     fn is_stale(&self, cell: &DirCell) -> bool {
         cell.remote.is_some() && cell.fetched.is_none_or(|t| t.elapsed() > self.opts.dir_ttl)
     }
+}
+
+/// Whether an entry is a directory whose index is not in the bucket yet.
+fn is_unborn(st: &State, entry: Option<&Entry>) -> bool {
+    matches!(entry.map(|e| &e.body), Some(crate::format::entry::Body::Dir { dir_id, .. }) if st.unborn.contains(dir_id))
 }
 
 fn evictable(c: &DirCell) -> bool {

@@ -242,7 +242,9 @@ impl Fs {
             let behind =
                 |e: &Entry| matches!(&e.body, Body::File(f) if st.files.get(&f.file_id).is_some_and(|f| f.live.lock().dirty()));
             for (name, seq, entry) in cell.dir.unsettled(behind) {
-                lines.push((seq.unwrap_or(st.seq), journal::Line { dir: *id, key: cell.key.clone(), unborn, name, entry }));
+                let entry_unborn = super::is_unborn(st, entry.as_deref());
+                let line = journal::Line { dir: *id, key: cell.key.clone(), unborn, name, entry, entry_unborn };
+                lines.push((seq.unwrap_or(st.seq), line));
             }
         }
         lines

@@ -78,8 +78,7 @@ fn put_names(st: &mut State, replayed: &Replayed) -> HashMap<FileId, Place> {
             Some(Body::File(f)) => {
                 places.insert(f.file_id, place);
             }
-            // Whether it is unborn its own lines tell, and a directory without any is asked of the bucket (see `Fs::adopt_dirs`).
-            Some(Body::Dir { dir_id, dir_key }) => cell(st, *dir_id, dir_key, false).place = Some(place),
+            Some(Body::Dir { dir_id, dir_key }) => cell(st, *dir_id, dir_key, line.entry_unborn).place = Some(place),
             _ => {}
         }
     }

@@ -52,6 +52,8 @@ pub struct DirCell {
     pub fetched: Option<Instant>,
     /// Its index is being written, or read again.
     pub busy: bool,
+    /// Somebody wanted to write it meanwhile.
+    pub again: bool,
     /// Serialises loading.
     pub loading: Arc<tokio::sync::Mutex<()>>,
     /// Names changed since the parent's entry had its times set.
@@ -76,6 +78,7 @@ impl DirCell {
             place,
             fetched: None,
             busy: false,
+            again: false,
             loading: Arc::default(),
             times: None,
             nodes: 0,
