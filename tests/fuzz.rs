@@ -1,6 +1,8 @@
 //! Runs every fuzz target of `tests/fuzz/` over a small corpus: the golden vectors, cut, flipped and joined. A real fuzzing
 //! session needs `cargo fuzz` and a nightly compiler (see `tests/fuzz/README.md`); this keeps the targets alive in between.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, too, stop at the first surprise
+
 #[path = "fuzz/targets.rs"]
 mod targets;
 

@@ -3,6 +3,8 @@
 //! `SMPFS_WRITE_VECTORS=1 cargo test --test vectors` writes `tests/vectors/` anew after a deliberate change of the format;
 //! otherwise what is there must be, byte for byte, what this version of smpfs writes.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, too, stop at the first surprise
+
 #[path = "vectors/negative.rs"]
 mod negative;
 #[path = "vectors/world.rs"]

@@ -50,7 +50,6 @@ pub struct Object {
     pub expect: Expect,
     pub manifest: Manifest,
     pub size: u64,
-    pub dir: DirId,
     pub name: Vec<u8>,
 }
 
@@ -95,7 +94,7 @@ impl World {
         bytes.extend_from_slice(&root.tail);
         assert_eq!(bytes.len() as u64, root.object_len);
         let expect = Expect { file_id, generation, trailer_hash: root.trailer_hash, file_key };
-        Object { label: label.to_owned(), bytes, expect, manifest, size, dir, name: name.to_vec() }
+        Object { label: label.to_owned(), bytes, expect, manifest, size, name: name.to_vec() }
     }
 
     pub fn config(&self) -> Vec<u8> {
