@@ -150,14 +150,6 @@ impl Cache {
         }
     }
 
-    /// Forgets a chunk here and below.
-    pub(super) fn remove(&self, key: &ChunkKey) {
-        self.chunks.invalidate(key);
-        if let Some(lower) = &self.lower {
-            lower.remove(key);
-        }
-    }
-
     /// Forgets everything in memory; the buffers are wiped as their last views go.
     pub(super) fn clear(&self) {
         self.chunks.invalidate_all();

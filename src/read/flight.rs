@@ -152,11 +152,14 @@ impl Flights {
         Some(Interest { table: self.clone(), flight: entry.flight.clone(), id, inbox })
     }
 
-    /// Notes the task that runs a new flight, so that it can be stopped. (If everybody left in between, it is stopped now.)
+    /// Notes the task that runs a new flight, so that it can be stopped. (If everybody left, or
+    /// the table was closed, in between, it is stopped now.)
     pub(super) fn spawned(&self, id: u64, abort: AbortHandle) {
-        match self.0.lock().flights.get_mut(&id) {
-            Some(entry) => entry.abort = Some(abort),
-            None => abort.abort(),
+        let mut inner = self.0.lock();
+        let closed = inner.closed;
+        match inner.flights.get_mut(&id) {
+            Some(entry) if !closed => entry.abort = Some(abort),
+            _ => abort.abort(),
         }
     }
 
