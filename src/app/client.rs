@@ -14,6 +14,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest reply, bytes.
 const MAX_LINE: u64 = 64 << 10;
 
+/// What is said when the process ended, or was killed, in the middle of a conversation.
+pub const GONE: &str = "the mount process ended without an answer; see its log";
+
 /// Connects to a socket. `None` when nobody serves there any more.
 pub fn connect(socket: &Path) -> Outcome<Option<UnixStream>> {
     let stream = match UnixStream::connect(socket) {
@@ -60,11 +63,14 @@ fn next(from: &mut impl BufRead) -> Outcome<Reply> {
     let mut line = String::new();
     let n = from.take(MAX_LINE).read_line(&mut line).map_err(silent)?;
     if n == 0 {
-        return Err(Failure::new(Exit::Other, "the mount process ended without an answer; see its log"));
+        return Err(Failure::new(Exit::Other, GONE));
     }
     serde_json::from_str(&line).map_err(|e| Failure::new(Exit::Other, format!("the mount process answered nonsense: {e}")))
 }
 
 fn silent(e: std::io::Error) -> Failure {
+    if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) {
+        return Failure::new(Exit::Other, GONE);
+    }
     Failure::new(Exit::Other, format!("the mount process does not answer on its control socket: {e}"))
 }

@@ -287,7 +287,8 @@ impl Mounted for Live {
 
     async fn wipe(&self, keep_journal: bool) -> Result<()> {
         let t = &self.teller;
-        if let Err(e) = self.session.abort() {
+        let session = self.session.clone();
+        if let Err(e) = blocking(move || session.abort()).await? {
             tracing::debug!("ending the kernel session: {e}");
         }
         t.fs.stop_changes();

@@ -13,6 +13,8 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// How long a killed process takes to let go of everything, about.
+const DYING: Duration = Duration::from_millis(500);
 /// Without a terminal, a line of progress this often.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
@@ -35,7 +37,22 @@ pub fn unmount(runtime: &Path, dir: &Path, lazy: bool, timeout: Option<Duration>
     let mut progress = Progress::new(quiet);
     let outcome = client::unmount(stream, lazy, timeout, &mut |pending| progress.show(pending));
     progress.end();
-    outcome
+    match outcome {
+        Err(failure) if failure.message == client::GONE => Err(after_its_end(runtime, dir, failure)),
+        outcome => outcome,
+    }
+}
+
+/// The process died while we talked to it: give the kernel a moment to take its sockets and its mount away, then clean up.
+fn after_its_end(runtime: &Path, dir: &Path, failure: Failure) -> Failure {
+    std::thread::sleep(DYING);
+    match client::connect(&path_of(runtime, dir)) {
+        Ok(None) => match nobody_serves(dir) {
+            nothing if nothing.exit() == Exit::NotFound => failure,
+            found => found,
+        },
+        _ => failure,
+    }
 }
 
 /// No process answers for this directory: nothing of ours, or what a killed process left.

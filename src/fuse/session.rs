@@ -15,6 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+/// How long a mount that was unmounted takes to notice, at most.
+const ENDING: Duration = Duration::from_secs(1);
 /// How often a blocking wait looks again.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -134,7 +136,13 @@ impl Session {
     /// Cuts the kernel's connection: everybody who waits gets an error at once, and the mount point is stale or gone.
     ///
     /// Goes through the kernel's list of connections; where that is not mounted (bare containers), through [`Session::force`].
+    ///
+    /// Does nothing once the mount has ended: the kernel gives its number to the next mount, and that one may be anybody's. So a
+    /// mount that is ending just now gets a moment to end.
     pub fn abort(&self) -> Result<()> {
+        if self.wait(ENDING) {
+            return Ok(());
+        }
         match std::fs::write(connection_file(&self.dev, "abort"), "1") {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => self.force(),
             result => result.map_err(|e| Error::from(e).context("aborting the mount")),
