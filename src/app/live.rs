@@ -112,6 +112,20 @@ impl Sink for Reporter {
         Reporter::corrupt(self, finding, bytes::Bytes::new());
     }
 
+    fn object_missing(&self, key: &str, file: FileId, generation: u64) {
+        let finding = Finding {
+            object: key.to_owned(),
+            version: String::new(),
+            file: file.hex(),
+            generation,
+            chunk: None,
+            stage: Failure::Omission.name().to_owned(),
+            expected: "the object that the index names".to_owned(),
+            got: "nothing".to_owned(),
+        };
+        Reporter::corrupt(self, finding, bytes::Bytes::new());
+    }
+
     fn trouble(&self, error: &Error) {
         self.note(error.to_string());
     }

@@ -148,7 +148,7 @@ impl Fs {
     }
 
     /// Reads a directory again after a lost race, and merges.
-    async fn reload(&self, id: DirId) -> Result<()> {
+    pub(super) async fn reload(&self, id: DirId) -> Result<()> {
         let key = match self.start_from(id) {
             Some(c) => c.key,
             None => return Ok(()),
@@ -428,6 +428,7 @@ impl Fs {
             file.live.lock().size = v.size;
             io.version = Some(v);
             io.object = None;
+            file.epoch.fetch_add(1, Ordering::AcqRel);
         }
     }
 

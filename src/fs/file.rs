@@ -23,7 +23,7 @@ use crate::write::layer::Layer;
 use crate::write::spool::DestroyLogs;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// The version in the bucket that the layers lie on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,6 +153,8 @@ pub struct File {
     pub place: parking_lot::Mutex<Option<Place>>,
     /// Open handles.
     pub opens: AtomicU32,
+    /// Counts the times that another machine replaced the contents: a handle opened before must not read on.
+    pub epoch: AtomicU64,
     /// Parts uploaded before the file was closed.
     pub ahead: parking_lot::Mutex<Ahead>,
     /// Set when an upload finished or failed.
@@ -183,6 +185,7 @@ impl File {
             upload: tokio::sync::Mutex::default(),
             place: parking_lot::Mutex::new(place),
             opens: AtomicU32::new(0),
+            epoch: AtomicU64::new(0),
             ahead: parking_lot::Mutex::default(),
             progress: tokio::sync::Notify::new(),
         }

@@ -5,6 +5,7 @@ use super::state::{CONTROL_BIT, State};
 use super::{Fs, FsyncMode, Handle};
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
+use crate::format::failure::Failure;
 use crate::ops::{Ino, Opened};
 use crate::read::{Ask, OpenObject};
 use crate::types::DirId;
@@ -56,8 +57,13 @@ impl Fs {
             n.opens += 1;
         }
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        let handle =
-            Handle::File { file: file.clone(), read: parking_lot::Mutex::new(None), append: flags & libc::O_APPEND != 0, writes };
+        let handle = Handle::File {
+            file: file.clone(),
+            read: parking_lot::Mutex::new(None),
+            append: flags & libc::O_APPEND != 0,
+            writes,
+            epoch: file.epoch.load(Ordering::Acquire),
+        };
         // The kernel's pages stay: whoever changes a file elsewhere makes us tell the kernel.
         Opened { fh: self.new_handle(handle), keep_cache: true, direct_io: false }
     }
@@ -112,7 +118,10 @@ impl Fs {
             trailer_hash: version.trailer_hash,
             object_len: version.object_len,
         };
-        let object = self.within(self.reader.open(&ask)).await?;
+        let object = match self.within(self.reader.open(&ask)).await {
+            Err(e) if e.kind() == Kind::NotFound => return Err(self.missing(file, &version).await),
+            done => done?,
+        };
         let mut io = file.io.write().await;
         if io.version.as_ref() != Some(&version) {
             return fail(Kind::Stale, "the file was replaced meanwhile");
@@ -135,16 +144,57 @@ impl Fs {
         Ok(Some(object))
     }
 
+    /// Why an object is not there: its file was removed by another machine, or the bucket lost it.
+    async fn missing(&self, file: &Arc<File>, version: &Version) -> Error {
+        let place = file.place.lock().clone();
+        let Some((dir, name)) = place else { return Error::new(Kind::Stale, "the file was removed") };
+        if let Err(e) = self.reload(dir).await {
+            return e;
+        }
+        let still = self.state.lock().dirs.get(&dir).and_then(|c| c.dir.get(&name)).and_then(|e| version_of(e));
+        if still.as_ref() != Some(version) {
+            return Error::new(Kind::Stale, "the file was removed or replaced by another machine");
+        }
+        let e = Failure::Omission.error("an object that the index names is gone from the bucket");
+        self.sink.object_missing(&version.key, file.id, version.generation);
+        e
+    }
+
+    /// The object is not the one that was opened, and no upload of ours explains it: the next look opens and verifies what is
+    /// there now. Handles that were open keep out of it when it is another version.
+    async fn look_again(&self, file: &Arc<File>, old: &Arc<OpenObject>) -> Result<()> {
+        {
+            let mut io = file.io.write().await;
+            match &io.object {
+                Some(o) if Arc::ptr_eq(o, old) => io.object = None,
+                _ => return Ok(()),
+            }
+        }
+        let new = self.base(file).await?;
+        if new.is_none_or(|n| n.trailer_hash() != old.trailer_hash()) {
+            file.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
     pub(super) async fn do_read(&self, fh: u64, offset: u64, size: u32) -> Result<Bytes> {
         let handle = self.handle(fh)?;
-        let Handle::File { file, read, .. } = &*handle else { return fail(Kind::IsDir, "is a directory") };
+        let Handle::File { file, read, epoch, .. } = &*handle else { return fail(Kind::IsDir, "is a directory") };
         let mut last = None;
         for _ in 0..CHASES {
+            if file.epoch.load(Ordering::Acquire) != *epoch {
+                return fail(Kind::Stale, "another machine replaced the file; open it again");
+            }
+            let before = file.io.read().await.object.clone();
             match self.read_once(file, read, offset, size).await {
                 // The version was replaced under the read: by our own upload, which is about to say so, or by another machine.
                 Err(e) if e.kind() == Kind::Stale => {
                     *read.lock() = None;
-                    let _settled = file.upload.lock().await;
+                    let settled = file.upload.lock().await;
+                    drop(settled);
+                    if let Some(old) = before {
+                        self.look_again(file, &old).await?;
+                    }
                     last = Some(e);
                 }
                 done => return done,
@@ -193,7 +243,10 @@ impl Fs {
             return None;
         }
         let handle = self.handles.lock().get(&fh).cloned()?;
-        let Handle::File { file, read, .. } = &*handle else { return None };
+        let Handle::File { file, read, epoch, .. } = &*handle else { return None };
+        if file.epoch.load(Ordering::Acquire) != *epoch {
+            return None;
+        }
         let io = file.io.try_read().ok()?;
         if !io.is_clean() {
             return None;

@@ -115,7 +115,14 @@ impl Default for Options {
 
 /// An open handle.
 enum Handle {
-    File { file: Arc<File>, read: parking_lot::Mutex<Option<Arc<crate::read::Handle>>>, append: bool, writes: bool },
+    File {
+        file: Arc<File>,
+        read: parking_lot::Mutex<Option<Arc<crate::read::Handle>>>,
+        append: bool,
+        writes: bool,
+        /// The file's epoch when it was opened.
+        epoch: u64,
+    },
     Dir,
 }
 

@@ -32,6 +32,8 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 pub trait Sink: Send + Sync + 'static {
     /// An index object failed verification.
     fn index_corrupt(&self, dir: DirId, error: &Error);
+    /// An object that the index names is gone.
+    fn object_missing(&self, key: &str, file: FileId, generation: u64);
     /// Something went wrong that a person may want to know of.
     fn trouble(&self, error: &Error);
     /// A version of a file is in the bucket.
