@@ -282,7 +282,10 @@ fn small_files(world: &World, files: usize) {
     }
     let durable = t.elapsed().as_secs_f64();
     let requests = m.requests() - before;
-    println!("{files} files of 10 KiB: {made:.2} s to write, {durable:.2} s until uploaded, {:.2} requests each", requests as f64 / files as f64);
+    println!(
+        "{files} files of 10 KiB: {made:.2} s to write, {durable:.2} s until uploaded, {:.2} requests each",
+        requests as f64 / files as f64
+    );
     let many = m.dir.join("many");
     std::fs::create_dir(&many).unwrap();
     for i in 0..files * 10 {

@@ -12,12 +12,15 @@ use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::fs::{self, Fs, FsParts, Recovered};
 use crate::fuse::MountOptions;
+use crate::keyring::Volume;
 use crate::read::budget::MIN_BUDGET;
 use crate::read::cache::LowerCache;
 use crate::read::diskcache::DiskCache;
 use crate::read::{OnUnavailable, ReadOptions, Reader};
+use crate::types::Time;
 use crate::wipe::{self, Pattern, Run};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Folder of the cache directory in which mounts have their own.
 const CACHE_FOLDER: &str = "chunks";
@@ -47,7 +50,7 @@ fn fs_options(config: &Config, read_only: bool) -> fs::Options {
         read_only,
         uid: config.uid,
         gid: config.gid,
-        umask: config.umask.map(|o| o.0 as u16),
+        umask: config.umask.map(|o| o.0),
         root_owner: (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
         attr_ttl: config.attribute_ttl.min(config.metadata_ttl),
         dir_ttl: config.metadata_ttl,
@@ -80,76 +83,82 @@ fn open_cache(config: &Config, chunk: u64, env: &Env) -> Option<(Arc<DiskCache>,
     made.map_err(|e| tracing::warn!("mounting without a disk cache: {e}")).ok()
 }
 
-/// Mounts an unlocked volume.
-pub async fn assemble(plan: &Plan, unlocked: Unlocked) -> Result<Arc<dyn Mounted>> {
-    let Unlocked { stack, volume } = unlocked;
-    let config = &plan.config;
-    let env = Env::real();
-    let caps = stack.store.caps();
-    let read_only = config.read_only || caps.max_put == 0;
+/// Local state of a volume, opened and locked.
+struct Opened {
+    disk: Arc<dyn Disk>,
+    local: Local,
+    reporter: Arc<Reporter>,
+}
+
+fn open_local(config: &Config, volume: &Volume, env: &Env) -> Result<Opened> {
     let id = volume.info.params.volume_id;
-    let state: Arc<dyn Disk> = Arc::new(RealDisk::open(&volume_dir(config, id))?);
-    let lock = state.lock("lock").map_err(|e| e.context("this volume is mounted already by this user on this machine"))?;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&volume_dir(config, id))?);
+    let lock = disk.lock("lock").map_err(|e| e.context("this volume is mounted already by this user on this machine"))?;
     let wrap = volume.keys.local_log().clone();
-    let audit = Audit::open(state.clone(), "audit", id, &wrap, &env, audit::Limits::default())?;
-    let quarantine = Quarantine::open(state.clone(), "quarantine", id, &wrap, &env, audit::QuarantineLimits::default())?;
+    let audit = Audit::open(disk.clone(), "audit", id, &wrap, env, audit::Limits::default())?;
+    let quarantine = Quarantine::open(disk.clone(), "quarantine", id, &wrap, env, audit::QuarantineLimits::default())?;
     let reporter = Arc::new(Reporter::new(audit, quarantine, env.clone()));
-    let known = Arc::new(volume.known(state.clone(), "known", &env)?);
-    let cache = open_cache(config, volume.info.params.geometry.chunk_size(), &env);
+    let known = Arc::new(volume.known(disk.clone(), "known", env)?);
+    let cache = open_cache(config, volume.info.params.geometry.chunk_size(), env);
+    Ok(Opened { disk, local: Local { lock, known, cache }, reporter })
+}
+
+/// The filesystem over it, with its root read: a mount whose root cannot be read does not begin.
+async fn open_fs(config: &Config, unlocked: &Unlocked, o: &Opened, env: &Env, read_only: bool) -> Result<(Arc<Fs>, Reader)> {
+    let (volume, store) = (&unlocked.volume, &unlocked.stack.store);
     let (read_budget, upload_memory) = shares(config.memory_budget.0);
-    let reader = Reader::new(
-        stack.store.clone(),
-        volume.info.params,
-        volume.keys.clone(),
-        reporter.clone(),
-        cache.as_ref().map(|(c, _)| c.clone() as Arc<dyn LowerCache>),
-        read_options(config, read_budget),
-    )?;
+    let lower = o.local.cache.as_ref().map(|(c, _)| c.clone() as Arc<dyn LowerCache>);
+    let (params, keys) = (volume.info.params, volume.keys.clone());
+    let options = read_options(config, read_budget);
+    let reader = Reader::new(store.clone(), params, keys.clone(), o.reporter.clone(), lower, options)?;
+    let root_time = Time { sec: volume.info.created, nsec: 0 };
     let parts = FsParts {
-        store: stack.store.clone(),
-        keys: volume.keys.clone(),
-        params: volume.info.params,
+        store: store.clone(),
+        keys,
+        params,
         mode: volume.info.mode,
         root: volume.root(),
-        known: known.clone(),
+        known: o.local.known.clone(),
         reader: reader.clone(),
-        disk: state.clone(),
+        disk: o.disk.clone(),
         spool_max: config.spool_size.0,
         upload_memory,
-        sink: reporter.clone(),
+        sink: o.reporter.clone(),
         env: env.clone(),
-        options: fs::Options {
-            root_time: crate::types::Time { sec: volume.info.created, nsec: 0 },
-            ..fs_options(config, read_only)
-        },
+        options: fs::Options { root_time, ..fs_options(config, read_only) },
     };
-    let (fs, recovered) = Fs::open(parts).await?;
-    if recovered != Recovered::default() {
-        tracing::info!(
-            "taken over from an earlier mount: {} names and {} files to upload, {} logs that cannot be read",
-            recovered.names,
-            recovered.files,
-            recovered.unreadable
-        );
+    let (fs, found) = Fs::open(parts).await?;
+    if found != Recovered::default() {
+        let Recovered { names, files, unreadable } = found;
+        tracing::info!("taken over from an earlier mount: {names} names and {files} files; {unreadable} logs are unreadable");
     }
-    // The root must be readable before anybody is told that the mount serves.
     fs.check_root().await?;
+    Ok((fs, reader))
+}
+
+/// Mounts an unlocked volume.
+pub async fn assemble(plan: &Plan, unlocked: Unlocked) -> Result<Arc<dyn Mounted>> {
+    let config = &plan.config;
+    let env = Env::real();
+    let read_only = config.read_only || !unlocked.stack.store.caps().write;
+    let opened = open_local(config, &unlocked.volume, &env)?;
+    let (fs, reader) = open_fs(config, &unlocked, &opened, &env, read_only).await?;
+    let Opened { local, reporter, .. } = opened;
     reporter.event(Event::Mount { read_only, version: env!("CARGO_PKG_VERSION").to_owned() });
+    let Unlocked { stack, volume } = unlocked;
     let facts = Facts {
-        info: volume.info.clone(),
+        info: volume.info,
         store: stack.store.url(),
         mount_point: plan.dir.display().to_string(),
         config: config.clone(),
     };
-    let disk_cache = cache.as_ref().map(|(c, _)| c.clone());
-    let teller =
-        Arc::new(Teller { fs: fs.clone(), reader, stack, reporter, facts, cache: disk_cache, since: std::time::Instant::now() });
-    let me = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-    let overlay = Control::new(fs, teller.clone(), me.0, me.1, env.clock.now());
+    let cache = local.cache.as_ref().map(|(c, _)| c.clone());
+    let teller = Arc::new(Teller { fs: fs.clone(), reader, stack, reporter, facts, cache, since: Instant::now() });
+    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let overlay = Control::new(fs, teller.clone(), uid, gid, env.clock.now());
     let (dir, options) = (plan.dir.clone(), MountOptions { read_only, ..mount_options(plan) });
     let runtime = tokio::runtime::Handle::current();
     let session = tokio::task::spawn_blocking(move || crate::fuse::mount(Arc::new(overlay), &dir, &options, runtime));
     let session = session.await.map_err(|e| Error::with_source(Kind::Bug, "mounting stopped", e))??;
-    let local = Local { lock, known, cache };
     Ok(Arc::new(Live { session: Arc::new(session), teller, local: parking_lot::Mutex::new(Some(local)) }))
 }

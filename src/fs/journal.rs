@@ -162,7 +162,8 @@ fn encode_names(seq: u64, lines: &[Line]) -> Result<Zeroizing<Vec<u8>>> {
     for l in lines {
         let local = matches!(l.entry.as_deref(), Some(Entry { body: Body::File(f), .. }) if f.generation == 0);
         let flag = |set, bit| if set { bit } else { 0 };
-        let flags = flag(l.unborn, UNBORN) | flag(l.entry.is_some(), ENTRY) | flag(local, LOCAL) | flag(l.entry_unborn, ENTRY_UNBORN);
+        let flags =
+            flag(l.unborn, UNBORN) | flag(l.entry.is_some(), ENTRY) | flag(local, LOCAL) | flag(l.entry_unborn, ENTRY_UNBORN);
         w.bytes(&l.dir.0).bytes(&l.key.expose()[..]).u8(flags).u16(l.name.len() as u16).bytes(&l.name);
         if let Some(e) = &l.entry {
             let mut e = Entry::clone(e);

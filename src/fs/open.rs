@@ -101,6 +101,17 @@ impl Memory for KnownMemory {
     }
 }
 
+/// What the root directory is like until its index says otherwise.
+fn root_entry(root: &DirRef, options: &Options) -> Arc<Entry> {
+    let ((uid, gid), t) = (options.root_owner, options.root_time);
+    Arc::new(Entry {
+        name: super::state::ROOT_SELF.to_vec(),
+        attributes: Attributes { mode: 0o755, uid, gid, atime: t, mtime: t, ctime: t, btime: t },
+        body: Body::Dir { dir_id: root.dir_id, dir_key: crate::crypto::secmem::SecretKey::new(&[0; 32]) },
+        xattrs: Vec::new(),
+    })
+}
+
 impl Fs {
     /// Opens the filesystem: takes over what an earlier mount left, and starts the tasks that upload and commit. Within a tokio
     /// runtime.
@@ -134,14 +145,7 @@ impl Fs {
         st.dirs.insert(root.dir_id, DirCell::new(Dir::unloaded(root.dir_id), root.dir_key.clone(), None));
         let left = recover(&mut st, &disk, &owner(LogKind::Journal), &spool, &env)?;
         let (deleter, deletions) = mpsc::unbounded_channel();
-        let (uid, gid) = options.root_owner;
-        let t = options.root_time;
-        let root_entry = Arc::new(Entry {
-            name: super::state::ROOT_SELF.to_vec(),
-            attributes: Attributes { mode: 0o755, uid, gid, atime: t, mtime: t, ctime: t, btime: t },
-            body: Body::Dir { dir_id: root.dir_id, dir_key: crate::crypto::secmem::SecretKey::new(&[0; 32]) },
-            xattrs: Vec::new(),
-        });
+        let root_entry = root_entry(&root, &options);
         let kick_bell = Arc::new(Notify::new());
         let fs = Arc::new_cyclic(|this: &Weak<Fs>| Fs {
             this: this.clone(),
