@@ -16,7 +16,7 @@
 use crate::crypto::secmem::SecretKey;
 use crate::disk::Disk;
 use crate::env::Env;
-use crate::error::{Kind, Result, fail};
+use crate::error::{Error, Kind, Result, fail};
 use crate::format::Failure;
 use crate::format::names::INDEX_PREFIX;
 use crate::sealedlog::{LogKind, LogOwner, LogSet, Tail};
@@ -24,7 +24,9 @@ use crate::types::{Hash, VolumeId};
 use data_encoding::HEXLOWER;
 use lru::LruCache;
 use parking_lot::{Mutex, MutexGuard};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Which index object: the 16 bytes that its key spells as 32 hex digits.
 pub type ObjectName = [u8; 16];
@@ -40,6 +42,8 @@ pub fn object_of_key(key: &str) -> Result<ObjectName> {
 
 /// Objects remembered at most. Beyond it, those not met for the longest time are forgotten: about 120 bytes each, 126 MB when full.
 pub const MAX_KNOWN: usize = 1 << 20;
+/// How long knowledge may wait in memory: what a killed process can lose.
+pub const FLUSH_EVERY: Duration = Duration::from_secs(2);
 /// Changes that wait for a flush at most.
 const MAX_PENDING: usize = 4096;
 /// Bytes of one remembered object in a record: name, generation, hash.
@@ -135,10 +139,22 @@ impl Seen {
 
 /// Generations of index objects, as this machine knows them.
 ///
-/// Lock order: `disk` before `memory`. Judging takes `memory` alone, so it never waits for the disk.
+/// One opened with [`Known::open_in`] writes what it learns every [`FLUSH_EVERY`] by itself, and when it is dropped.
 pub struct Known {
+    inner: Arc<Inner>,
+    _keeper: Option<Keeper>,
+}
+
+/// Lock order: `disk` before `memory`. Judging takes `memory` alone, so it never waits for the disk.
+struct Inner {
     memory: Mutex<Memory>,
     disk: Mutex<State>,
+}
+
+/// The thread that flushes. Ends, after a last flush, when this is dropped.
+struct Keeper {
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 struct Memory {
@@ -169,7 +185,7 @@ enum Change {
 impl Known {
     /// Nothing known, nothing kept: for a mount without local state.
     pub fn in_memory() -> Known {
-        Known::new(Memory::new(MAX_KNOWN), None)
+        Known::of(Memory::new(MAX_KNOWN), None)
     }
 
     /// Takes up what earlier processes left in `log`, and rewrites it to hold that and no more.
@@ -183,38 +199,40 @@ impl Known {
     /// The same in a directory of the local disk: the logs of `docs/FORMAT.md` 8, kind 3. The caller holds the lock of the volume's
     /// state.
     pub fn open_in(disk: Arc<dyn Disk>, dir: &str, volume: VolumeId, local_log: &SecretKey, env: &Env) -> Result<Known> {
-        let owner = LogOwner { kind: LogKind::Known, volume, wrap: local_log.clone() };
-        let set = LogSet::open(disk, dir, "known", owner, env.clone())?;
-        Known::open(Box::new(set)).map_err(|e| e.context("reading what this machine knows of the volume"))
+        let open = || Known::open(Box::new(log_set(disk, dir, volume, local_log, env)?));
+        let mut known = open().map_err(|e: Error| e.context("reading what this machine knows of the volume"))?;
+        known._keeper = Some(Keeper::start(known.inner.clone(), FLUSH_EVERY)?);
+        Ok(known)
     }
 
     fn open_with_limit(mut log: Box<dyn KnownLog>, limit: usize) -> Result<Known> {
         let mut memory = Memory::new(limit);
         let lost = log.replay(&mut |kind, record| memory.replay(kind, record))?;
         memory.lost = lost;
-        let known = Known::new(memory, Some(log));
-        known.rewrite(&mut known.disk.lock())?;
+        let known = Known::of(memory, Some(log));
+        known.inner.rewrite(&mut known.inner.disk.lock())?;
         Ok(known)
     }
 
-    fn new(mut memory: Memory, log: Option<Box<dyn KnownLog>>) -> Known {
+    fn of(mut memory: Memory, log: Option<Box<dyn KnownLog>>) -> Known {
         memory.kept = log.is_some();
-        Known { memory: Mutex::new(memory), disk: Mutex::new(State { log, logged: 0, incomplete: false }) }
+        let disk = State { log, logged: 0, incomplete: false };
+        Known { inner: Arc::new(Inner { memory: Mutex::new(memory), disk: Mutex::new(disk) }), _keeper: None }
     }
 
     /// Judges an index object that a store returned. Does not remember it: see [`Known::remember`].
     pub fn check(&self, object: &ObjectName, generation: u64, hash: &Hash) -> Verdict {
-        self.memory.lock().seen.get(object).map_or(Verdict::Accept, |seen| seen.judge(generation, hash))
+        self.inner.memory.lock().seen.get(object).map_or(Verdict::Accept, |seen| seen.judge(generation, hash))
     }
 
     /// Whether this machine has seen the object and not deleted it: when it is gone from the store, that is an omission.
     pub fn seen(&self, object: &ObjectName) -> bool {
-        self.memory.lock().seen.contains(object)
+        self.inner.memory.lock().seen.contains(object)
     }
 
     /// The generation that was seen last.
     pub fn generation(&self, object: &ObjectName) -> Option<u64> {
-        self.memory.lock().seen.peek(object).map(|seen| seen.generation)
+        self.inner.memory.lock().seen.peek(object).map(|seen| seen.generation)
     }
 
     /// Remembers an object that was accepted, or whose write was confirmed. Never goes back to a lower generation, and never
@@ -223,28 +241,59 @@ impl Known {
     /// Writes to the log (and blocks on it) once in a few thousand calls, and fails only as the log fails; the knowledge holds
     /// in memory all the same.
     pub fn remember(&self, object: &ObjectName, generation: u64, hash: &Hash) -> Result<()> {
-        let mut memory = self.memory.lock();
+        let mut memory = self.inner.memory.lock();
         if memory.seen.get(object).is_some_and(|seen| generation <= seen.generation) {
             return Ok(());
         }
         let seen = Seen { generation, hash: *hash };
         memory.put(*object, seen);
-        self.note(memory, Change::Seen(*object, seen))
+        self.inner.note(memory, Change::Seen(*object, seen))
     }
 
     /// Forgets an object that this machine itself deletes (a removed directory, a shard of an old epoch).
     ///
     /// Blocks and fails as [`Known::remember`] does.
     pub fn forget(&self, object: &ObjectName) -> Result<()> {
-        let mut memory = self.memory.lock();
+        let mut memory = self.inner.memory.lock();
         match memory.seen.pop(object) {
-            Some(_) => self.note(memory, Change::Forgotten(*object)),
+            Some(_) => self.inner.note(memory, Change::Forgotten(*object)),
             None => Ok(()),
         }
     }
 
     /// Makes everything learnt so far durable. Blocks on the disk.
     pub fn flush(&self) -> Result<()> {
+        self.inner.flush()
+    }
+
+    /// Bytes of damaged logs that could not be read at the start: what they held is known no more, and worth a warning.
+    pub fn lost(&self) -> u64 {
+        self.inner.memory.lock().lost
+    }
+
+    /// Changes that a [`Known::flush`] would write.
+    pub fn pending(&self) -> usize {
+        self.inner.memory.lock().pending.len()
+    }
+
+    /// Objects remembered.
+    pub fn len(&self) -> usize {
+        self.inner.memory.lock().seen.len()
+    }
+
+    /// Whether nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+fn log_set(disk: Arc<dyn Disk>, dir: &str, volume: VolumeId, local_log: &SecretKey, env: &Env) -> Result<LogSet> {
+    let owner = LogOwner { kind: LogKind::Known, volume, wrap: local_log.clone() };
+    LogSet::open(disk, dir, "known", owner, env.clone())
+}
+
+impl Inner {
+    fn flush(&self) -> Result<()> {
         let mut disk = self.disk.lock();
         self.write_pending(&mut disk)?;
         let synced = match &mut disk.log {
@@ -254,26 +303,6 @@ impl Known {
         // What a failed sync did not cover may be gone: only a log written anew is known to be whole.
         disk.incomplete |= synced.is_err();
         synced
-    }
-
-    /// Bytes of damaged logs that could not be read at the start: what they held is known no more, and worth a warning.
-    pub fn lost(&self) -> u64 {
-        self.memory.lock().lost
-    }
-
-    /// Changes that a [`Known::flush`] would write.
-    pub fn pending(&self) -> usize {
-        self.memory.lock().pending.len()
-    }
-
-    /// Objects remembered.
-    pub fn len(&self) -> usize {
-        self.memory.lock().seen.len()
-    }
-
-    /// Whether nothing is remembered.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn note(&self, mut memory: MutexGuard<'_, Memory>, change: Change) -> Result<()> {
@@ -299,7 +328,7 @@ impl Known {
             return Err(e);
         }
         disk.logged += changes.len();
-        if disk.logged > REWRITE_FLOOR.max(self.len() * REWRITE_FACTOR) { self.rewrite(disk) } else { Ok(()) }
+        if disk.logged > REWRITE_FLOOR.max(self.memory.lock().seen.len() * REWRITE_FACTOR) { self.rewrite(disk) } else { Ok(()) }
     }
 
     /// A new log that holds what is alive, oldest first, so that a later reader ends with the same order.
@@ -318,6 +347,41 @@ impl Known {
         disk.incomplete = false;
         disk.logged = alive.len();
         Ok(())
+    }
+}
+
+impl Keeper {
+    fn start(inner: Arc<Inner>, every: Duration) -> Result<Keeper> {
+        let (stop, stopped) = mpsc::channel();
+        let work = move || {
+            let mut failing = false;
+            loop {
+                let last = stopped.recv_timeout(every) != Err(mpsc::RecvTimeoutError::Timeout);
+                let waiting = !inner.memory.lock().pending.is_empty() || inner.disk.lock().incomplete;
+                let outcome = if waiting { inner.flush() } else { Ok(()) };
+                if let Err(e) = &outcome
+                    && !failing
+                {
+                    tracing::warn!("what this machine knows of the volume cannot be kept: {e}");
+                }
+                failing = outcome.is_err();
+                if last {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("known".to_owned()).spawn(work)?;
+        Ok(Keeper { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic there is in the log already; there is nobody to pass it on to.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -398,7 +462,6 @@ mod tests {
     use super::*;
     use crate::disk::SimDisk;
     use crate::disk::sim::{Crash, Faults};
-    use crate::error::Error;
     use proptest::prelude::*;
     use std::collections::HashMap;
 
@@ -591,7 +654,14 @@ mod tests {
         assert_eq!(later.len(), 3 * MAX_PENDING, "what the full disk refused is written once there is room");
     }
 
+    /// Opened without the thread that flushes, so that only the test decides what is durable.
     fn on(disk: &Arc<SimDisk>) -> Known {
+        let set = log_set(disk.clone(), "known", VolumeId([7; 16]), &SecretKey::new(&[1; 32]), &Env::real());
+        Known::open(Box::new(set.unwrap())).unwrap()
+    }
+
+    /// Opened as a mount does.
+    fn kept_on(disk: &Arc<SimDisk>) -> Known {
         Known::open_in(disk.clone(), "known", VolumeId([7; 16]), &SecretKey::new(&[1; 32]), &Env::real()).unwrap()
     }
 
@@ -611,6 +681,31 @@ mod tests {
             assert_eq!(known.lost(), 0);
             assert!(!disk.holds(&object(1)), "object names are sealed");
         }
+    }
+
+    #[test]
+    fn knowledge_reaches_the_disk_without_being_told() {
+        let disk = Arc::new(SimDisk::new(1));
+        let known = kept_on(&disk);
+        known.remember(&object(1), 1, &Hash([1; 32])).unwrap();
+        let began = std::time::Instant::now();
+        let durable = || disk.durable_files().values().map(Vec::len).sum::<usize>();
+        let empty = durable();
+        while durable() == empty {
+            assert!(began.elapsed() < Duration::from_secs(60), "never flushed");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        disk.crash(Crash::Power);
+        drop(known);
+        assert!(on(&disk).seen(&object(1)));
+    }
+
+    #[test]
+    fn dropping_flushes() {
+        let disk = Arc::new(SimDisk::new(1));
+        kept_on(&disk).remember(&object(1), 1, &Hash([1; 32])).unwrap();
+        disk.crash(Crash::Power);
+        assert!(on(&disk).seen(&object(1)));
     }
 
     #[test]
