@@ -1,7 +1,7 @@
 //! smpfs: an encrypted cloud bucket as a local directory.
 //!
 //! A request enters at [`fuse`], is answered by an [`ops::Ops`] (the [`control`] overlay in front of [`fs`]), which asks [`tree`]
-//! what exists and [`read`] or [`write`] for bytes; these turn bytes into sealed chunks with [`format`] and [`crypto`], and move
+//! what exists and [`read`] or [`mod@write`] for bytes; these turn bytes into sealed chunks with [`mod@format`] and [`crypto`], and move
 //! them with [`store`]. `docs/ARCHITECTURE.md` has the picture, `docs/FORMAT.md` every byte that reaches a bucket or a disk.
 //!
 //! A module imports only from a lower rank, never from its own; `tests/tidy.rs` checks it:

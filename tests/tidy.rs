@@ -2,6 +2,8 @@
 //!
 //! The checks themselves are tested on small bad inputs ([`checker`]), so that a check that sees nothing is found out.
 
+#![allow(clippy::unwrap_used)] // helpers of tests stop at the first surprise, as tests do
+
 #[path = "tidy/checker.rs"]
 mod checker;
 #[path = "tidy/docs.rs"]

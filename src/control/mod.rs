@@ -1,4 +1,4 @@
-//! The control tree: a virtual directory `.smpfs` in the root of a mount, in front of another [`Ops`].
+//! The control tree: a virtual directory `.smpfs` in the root of a mount, in front of another [`Ops`](crate::ops::Ops).
 //!
 //! It is found by name and not listed, so that `cp -r` and `find` of a mount do not meet it. What is in it is a table
 //! ([`nodes`]): a name, a parent, who may read it, what it is for. The content of a file is rendered when it is opened and stays the

@@ -1,4 +1,4 @@
-//! `Fs`: the filesystem. It joins what exists (`tree`), reading (`read`) and writing (`write`), and answers [`Ops`].
+//! `Fs`: the filesystem. It joins what exists (`tree`), reading (`read`) and writing (`write`), and answers [`Ops`](crate::ops::Ops).
 //!
 //! - [`names`](self): lookup, create, mkdir, unlink, rename (`names.rs`); attributes (`attr.rs`); files (`io.rs`); listings (`list.rs`).
 //! - Changes of names show at once, are noted in the journal (`journal.rs`), and reach the bucket in groups (`commit.rs`).
@@ -55,6 +55,9 @@ pub enum FsyncMode {
     /// When the sealed spool on the local disk has it durably; the upload goes on in the background.
     Local,
 }
+
+/// A change for the journal: directory, name, and what is there now.
+type Noted = (DirId, Vec<u8>, Option<Arc<Entry>>);
 
 /// What a mount can choose.
 #[derive(Clone, Debug)]
@@ -221,7 +224,7 @@ impl Fs {
     }
 
     /// Notes changes in the journal, under the number that the next [`Fs::apply_journalled`] takes.
-    fn journal_only(&self, st: &mut State, ops: &[(DirId, Vec<u8>, Option<Arc<Entry>>)]) -> Result<()> {
+    fn journal_only(&self, st: &mut State, ops: &[Noted]) -> Result<()> {
         let mut lines = Vec::with_capacity(ops.len());
         for (dir, name, entry) in ops {
             let cell = st.dirs.get(dir).ok_or_else(|| Error::new(Kind::Stale, "unknown directory"))?;

@@ -76,6 +76,9 @@ pub struct Taken {
     pub entry: Option<Arc<Entry>>,
 }
 
+/// What a journal must remember of a name: its change number while it is pending, and its entry.
+pub type Unsettled = (Vec<u8>, Option<u64>, Option<Arc<Entry>>);
+
 /// A directory in memory.
 pub struct Dir {
     /// Its id.
@@ -159,7 +162,7 @@ impl Dir {
     }
 
     /// Pending names with their change numbers, and names whose entry `behind` accepts: what a journal must remember.
-    pub fn unsettled(&self, behind: impl Fn(&Entry) -> bool) -> Vec<(Vec<u8>, Option<u64>, Option<Arc<Entry>>)> {
+    pub fn unsettled(&self, behind: impl Fn(&Entry) -> bool) -> Vec<Unsettled> {
         let pending = self.pending.iter().map(|(n, p)| (n.clone(), Some(p.seq), self.get(n).cloned()));
         let rest = self.entries.iter().filter(|(n, s)| !self.pending.contains_key(*n) && behind(&s.entry));
         pending.chain(rest.map(|(n, s)| (n.clone(), None, Some(s.entry.clone())))).collect()
@@ -497,10 +500,10 @@ mod tests {
                     commit(&mut dirs[who], &mut seen[who], &mut bucket, &mut version);
                 }
             }
-            for who in 0..2 {
-                dirs[who].merge(bucket.clone(), ALL);
-                prop_assert!(!dirs[who].has_pending());
-                prop_assert_eq!(tags(&dirs[who].content(&[], ALL)), tags(&bucket));
+            for dir in &mut dirs {
+                dir.merge(bucket.clone(), ALL);
+                prop_assert!(!dir.has_pending());
+                prop_assert_eq!(tags(&dir.content(&[], ALL)), tags(&bucket));
             }
         }
     }

@@ -106,6 +106,8 @@ impl PartLimits {
 }
 
 #[cfg(test)]
+// Lists of one range are meant as such.
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
