@@ -13,7 +13,7 @@ use crate::format::failure::Failure;
 use crate::format::geometry::{MAX_SEGMENTS, TAIL_FETCH, TRAILER_LEN, WHOLE_FETCH};
 use crate::format::object::{CheckedTrailer, Expect, ObjectRoot, Opening};
 use crate::format::segment;
-use crate::store::{Got, Span};
+use crate::store::{ETag, Got, Span};
 use crate::types::{FileId, Hash};
 use bytes::Bytes;
 use std::ops::Range;
@@ -63,7 +63,8 @@ impl Reader {
         let until = Instant::now() + engine.options.deadline;
         let (mut tries, mut bad_before) = (0, false);
         loop {
-            let trouble = match engine.open_once(ask, until).await {
+            let mut seen = None;
+            let trouble = match engine.open_once(ask, until, &mut seen).await {
                 Ok((object, spoilt)) if spoilt.is_empty() || bad_before => {
                     for (chunk, stage, what, evidence) in spoilt {
                         engine.condemn(&object, chunk, stage, what, evidence);
@@ -82,7 +83,7 @@ impl Reader {
                 Trouble::Failed(e) => return Err(e.duplicate()),
                 Trouble::Bad(..) if !bad_before => bad_before = true,
                 Trouble::Bad(stage, what, evidence) => {
-                    engine.witness.corrupt(refused(ask, stage, what, evidence));
+                    engine.witness.corrupt(refused(ask, seen, stage, what, evidence));
                     return Err(stage.error(format!("the stored object of a file was refused: {what}")));
                 }
             }
@@ -90,14 +91,14 @@ impl Reader {
     }
 }
 
-fn refused(ask: &Ask, stage: Failure, what: &str, evidence: Bytes) -> CorruptReport {
+fn refused(ask: &Ask, seen: Option<ETag>, stage: Failure, what: &str, evidence: Bytes) -> CorruptReport {
     let kept = evidence.len().min(EVIDENCE_MAX);
     CorruptReport {
         key: ask.key.clone(),
         file_id: ask.file_id,
         generation: ask.generation,
         trailer_hash: ask.trailer_hash,
-        etag: None,
+        etag: seen.map(|e| e.0),
         stage,
         chunk: None,
         range: 0..0,
@@ -108,8 +109,15 @@ fn refused(ask: &Ask, stage: Failure, what: &str, evidence: Bytes) -> CorruptRep
 }
 
 impl Engine {
-    async fn open_once(self: &Arc<Self>, ask: &Ask, until: Instant) -> Result<(Arc<OpenObject>, Vec<Spoilt>), Trouble> {
+    /// `seen` is the version that was looked at.
+    async fn open_once(
+        self: &Arc<Self>,
+        ask: &Ask,
+        until: Instant,
+        seen: &mut Option<ETag>,
+    ) -> Result<(Arc<OpenObject>, Vec<Spoilt>), Trouble> {
         let ends = Arc::new(self.fetch_ends(ask, until).await?);
+        *seen = Some(ends.got.etag.clone());
         let expect = Expect {
             file_id: ask.file_id,
             generation: ask.generation,
