@@ -14,7 +14,10 @@ pub struct Bucket {
 impl Bucket {
     pub fn open(world: &World) -> Bucket {
         let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let spec = StoreSpec::parse(&world.store).unwrap();
+        let mut spec = StoreSpec::parse(&world.store).unwrap();
+        if let (StoreSpec::S3(s3), Some(_)) = (&mut spec, &world.endpoint) {
+            s3.endpoint = world.endpoint.clone();
+        }
         let store = rt.block_on(open(&spec, &Options::default())).unwrap().store;
         Bucket { store, rt }
     }

@@ -109,6 +109,11 @@ fn a_flipped_byte_anywhere_in_a_small_file() {
             assert_eq!(errno(fs::read(s.world.file("small"))), libc::EIO, "byte {at} of {}", object.len());
             assert_eq!(s.bucket.get(s.key("small")), flipped(&object, at));
             flips += 1;
+            // An object that is still open is not opened anew: what it failed with is known.
+            until("its release", || {
+                let status = fs::read_to_string(s.world.file(".smpfs/status.json")).unwrap();
+                serde_json::from_str::<serde_json::Value>(&status).unwrap()["open_files"] == 0
+            });
         }
         assert!(fs::read(s.world.file("other")).unwrap() == contents("other"));
         assert!(mount.audit("corrupt").len() >= flips, "{} lines for {flips} flips", mount.audit("corrupt").len());

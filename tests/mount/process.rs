@@ -245,13 +245,13 @@ fn a_killed_daemon_leaves_what_the_next_mount_cleans_and_goes_on_with() {
     drop(file);
     let pid = world.status()["pid"].as_u64().unwrap();
     kill("-KILL", pid);
-    until("the process has gone", || !Path::new(&format!("/proc/{pid}/exe")).exists());
+    until("the process has gone", || !super::world::alive(pid as i32));
     assert!(std::fs::read_dir(&mnt).is_err(), "a dead mount");
     world.mount(&[]);
     assert_eq!(std::fs::read(mnt.join("f")).unwrap(), content(4, 300_000));
     let pid = world.status()["pid"].as_u64().unwrap();
     kill("-KILL", pid);
-    until("the process has gone", || !Path::new(&format!("/proc/{pid}/exe")).exists());
+    until("the process has gone", || !super::world::alive(pid as i32));
     // Nobody can say that all is in the bucket.
     let (code, _, err) = world.run(&["unmount", mnt.to_str().unwrap()]);
     assert_eq!(code, 6, "{err}");
@@ -310,4 +310,52 @@ fn systemd_is_told_when_it_serves() {
     kill("-TERM", u64::from(child.id()));
     hear("STOPPING=1");
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// A line of an fstab, mounted and unmounted by the real mount(8) and umount(8), in a mount namespace of its own whose /sbin has the
+/// helpers. Skipped (and said so) without root, overlayfs, or the built helpers.
+#[test]
+fn mount_and_umount_of_the_system_work_from_an_fstab_line() {
+    let test = "mount_and_umount_of_the_system";
+    let Some(world) = World::new(test) else { return };
+    let smpfs = Path::new(env!("CARGO_BIN_EXE_smpfs"));
+    if !smpfs.with_file_name("mount-smpfs").exists() || !smpfs.with_file_name("umount-smpfs").exists() {
+        println!("skipped: {test}: the helpers are not built; run `cargo build --workspace`");
+        return;
+    }
+    let script = r#"
+        t=$(mktemp -d) && mount -t tmpfs none "$t" && mkdir "$t/up" "$t/work" || exit 77
+        sbin=$(readlink -f /sbin)
+        mount -t overlay overlay -o "lowerdir=$sbin,upperdir=$t/up,workdir=$t/work" "$sbin" || exit 77
+        set -e
+        "$SMPFS" install-helpers >/dev/null
+        mount -T "$DIR/fstab" "$DIR/mnt"
+        grep -q " $DIR/mnt .*nosuid,nodev.* fuse.smpfs " /proc/self/mountinfo
+        echo hello > "$DIR/mnt/f"
+        # In use: refused, with the exit code of mount(8).
+        (cd "$DIR/mnt"; umount "$DIR/mnt" && exit 1 || test $? = 32)
+        # Returns when all is uploaded: nothing serves any more, and the next mount finds the file.
+        umount "$DIR/mnt"
+        "$SMPFS" status | grep -q 'nothing is mounted'
+        mount -T "$DIR/fstab" "$DIR/mnt"
+        grep -q hello "$DIR/mnt/f"
+        umount "$DIR/mnt"
+    "#;
+    let [dir, state, cache] =
+        ["", "state", "cache"].map(|p| world.path(p).display().to_string().trim_end_matches('/').to_owned());
+    let options =
+        format!("_netdev,nofail,noauto,x-systemd.automount,passphrase-file={dir}/pass,state_dir={state},cache-dir={cache}");
+    std::fs::write(world.path("fstab"), format!("{} {dir}/mnt smpfs {options} 0 0\n", world.bucket())).unwrap();
+    let mut c = world.command(&[]);
+    let inner: Vec<_> = c.get_envs().filter_map(|(k, v)| v.map(|v| (k.to_owned(), v.to_owned()))).collect();
+    c = Command::new("unshare");
+    c.args(["--mount", "--propagation", "private", "/bin/sh", "-c", script]).env_clear().envs(inner);
+    c.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("SMPFS", smpfs).env("DIR", &dir).stdin(Stdio::null());
+    let out = c.output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    if out.status.code() == Some(77) || said.contains("unshare failed") {
+        println!("skipped: {test}: it needs root and overlayfs: {said}");
+        return;
+    }
+    assert_eq!(out.status.code(), Some(0), "{said}\n{}", world.log());
 }

@@ -84,6 +84,8 @@ pub struct World {
     /// Where state, cache and runtime directories lie.
     pub home: PathBuf,
     env: Vec<(String, String)>,
+    /// An S3 server of its own, instead of the one that the tests share.
+    pub endpoint: Option<String>,
 }
 
 impl World {
@@ -106,7 +108,7 @@ impl World {
 
     fn new(dir: tempfile::TempDir, store: String) -> World {
         let home = dir.path().join("home");
-        let world = World { dir, store, home, env: Vec::new() };
+        let world = World { dir, store, home, env: Vec::new(), endpoint: None };
         for name in ["home", "mnt", "src"] {
             fs::create_dir(world.path(name)).unwrap();
         }
@@ -217,7 +219,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.clear();
-        if self.store.starts_with("s3:") {
+        if self.store.starts_with("s3:") && self.endpoint.is_none() {
             self.bucket().empty();
         }
         if std::thread::panicking() {
@@ -336,8 +338,9 @@ pub fn shell(script: &str, words: &[&Path]) -> Said {
 }
 
 pub fn alive(pid: i32) -> bool {
-    // A zombie counts as gone: whoever started it has yet to notice.
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.contains(") Z "))
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, |d| d.count());
+    // A zombie without threads counts as gone: whoever started it has yet to notice.
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.contains(") Z ") || threads() > 1)
 }
 
 pub fn is_mounted(dir: &Path) -> bool {
