@@ -20,10 +20,14 @@ use crate::error::{Error, Result};
 use crate::read::OpenObject;
 use crate::types::{FileId, Hash, Time};
 use crate::write::layer::Layer;
-use crate::write::spool::DestroyLogs;
+use crate::write::spool::{DestroyLogs, HeadVersion};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Attempts of one upload that are told from another machine's versions. An attempt older than that has failed or landed for
+/// good: its condition does not hold any more.
+const MAX_INTENTS: usize = 256;
 
 /// The version in the bucket that the layers lie on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +42,30 @@ pub struct Version {
     pub object_len: u64,
     /// The object's key in the store.
     pub key: String,
+}
+
+impl Version {
+    /// The version that an open object is.
+    pub fn of(o: &OpenObject) -> Version {
+        Version {
+            generation: o.generation(),
+            trailer_hash: o.trailer_hash(),
+            size: o.size(),
+            object_len: o.object_len(),
+            key: o.key().to_owned(),
+        }
+    }
+
+    /// As the spool remembers it.
+    pub fn head(&self) -> HeadVersion {
+        HeadVersion {
+            generation: self.generation,
+            trailer_hash: self.trailer_hash,
+            size: self.size,
+            object_len: self.object_len,
+            key: self.key.clone(),
+        }
+    }
 }
 
 /// State of a file at the moment its layer was frozen for an upload.
@@ -118,8 +146,10 @@ pub struct Live {
     pub failures: u32,
     /// The error of the last one, kept for status and for whoever waits.
     pub error: Option<Error>,
-    /// After a crash: the version that was about to be written from the frozen layer.
-    pub intent: Option<Hash>,
+    /// Trailer hashes of the versions that attempts to upload the frozen layer may have written, also those of earlier mounts.
+    pub intents: Vec<Hash>,
+    /// After a crash: the last of them may hold everything that was recovered.
+    pub whole: bool,
     /// An error that close or fsync has still to report.
     pub unreported: bool,
     /// Has no name any more: nothing of it needs to reach the bucket.
@@ -131,6 +161,14 @@ pub struct Live {
 }
 
 impl Live {
+    /// Notes that a version is about to be written.
+    pub fn intends(&mut self, hash: Hash) {
+        if self.intents.len() >= MAX_INTENTS {
+            self.intents.remove(0);
+        }
+        self.intents.push(hash);
+    }
+
     /// Whether the bucket is behind.
     pub fn dirty(&self) -> bool {
         !self.unlinked && (self.unborn || self.changes > self.saved)

@@ -9,7 +9,7 @@ use crate::format::failure::Failure;
 use crate::ops::{Ino, Opened};
 use crate::read::{Ask, OpenObject};
 use crate::types::DirId;
-use crate::write::spool::{Head, HeadVersion};
+use crate::write::spool::Head;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -102,14 +102,36 @@ impl Fs {
 
     /// The version below a file's layers, opened and verified; `None` when there is none. No lock is held while the store works.
     pub(super) async fn base(&self, file: &Arc<File>) -> Result<Option<Arc<OpenObject>>> {
-        let version = {
-            let io = file.io.read().await;
-            match (&io.version, &io.object) {
-                (None, _) => return Ok(None),
-                (_, Some(o)) => return Ok(Some(o.clone())),
-                (Some(v), None) => v.clone(),
+        for _ in 0..CHASES {
+            let version = {
+                let io = file.io.read().await;
+                match (&io.version, &io.object) {
+                    (None, _) => return Ok(None),
+                    (_, Some(o)) => return Ok(Some(o.clone())),
+                    (Some(v), None) => v.clone(),
+                }
+            };
+            let object = self.open_version(file, &version).await?;
+            let mut io = file.io.write().await;
+            if io.version.as_ref() != Some(&version) {
+                // An upload of ours was faster, or another machine's version was taken over.
+                continue;
             }
-        };
+            // The bucket may be one version ahead of the index: whoever wrote it stopped in between.
+            if object.generation() > version.generation {
+                io.version = Some(Version::of(&object));
+                if io.is_clean() {
+                    io.size = object.size();
+                    file.live.lock().size = object.size();
+                }
+            }
+            io.object = Some(object.clone());
+            return Ok(Some(object));
+        }
+        fail(Kind::Stale, "the file keeps being replaced")
+    }
+
+    async fn open_version(&self, file: &Arc<File>, version: &Version) -> Result<Arc<OpenObject>> {
         let ask = Ask {
             key: version.key.clone(),
             file_id: file.id,
@@ -118,30 +140,10 @@ impl Fs {
             trailer_hash: version.trailer_hash,
             object_len: version.object_len,
         };
-        let object = match self.within(self.reader.open(&ask)).await {
-            Err(e) if e.kind() == Kind::NotFound => return Err(self.missing(file, &version).await),
-            done => done?,
-        };
-        let mut io = file.io.write().await;
-        if io.version.as_ref() != Some(&version) {
-            return fail(Kind::Stale, "the file was replaced meanwhile");
+        match self.within(self.reader.open(&ask)).await {
+            Err(e) if e.kind() == Kind::NotFound => Err(self.missing(file, version).await),
+            done => done,
         }
-        // The bucket may be one version ahead of the index: whoever wrote it stopped in between.
-        if object.generation() > version.generation {
-            io.version = Some(Version {
-                generation: object.generation(),
-                trailer_hash: object.trailer_hash(),
-                size: object.size(),
-                object_len: object.object_len(),
-                key: version.key,
-            });
-            if io.is_clean() {
-                io.size = object.size();
-                file.live.lock().size = object.size();
-            }
-        }
-        io.object = Some(object.clone());
-        Ok(Some(object))
     }
 
     /// Why an object is not there: its file was removed by another machine, or the bucket lost it.
@@ -324,13 +326,7 @@ impl Fs {
             name,
             layer: io.layers,
             size: io.size,
-            version: io.version.as_ref().map(|v| HeadVersion {
-                generation: v.generation,
-                trailer_hash: v.trailer_hash,
-                size: v.size,
-                object_len: v.object_len,
-                key: v.key.clone(),
-            }),
+            version: io.version.as_ref().map(Version::head),
         }
     }
 

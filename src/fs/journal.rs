@@ -14,7 +14,7 @@ use crate::format::wire::{Reader, Writer};
 use crate::sealedlog::{ClosedLog, LogOwner, SealedLog};
 use crate::types::DirId;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
@@ -42,6 +42,8 @@ pub struct Line {
     pub entry: Option<Arc<Entry>>,
     /// The entry is a directory whose index is not in the bucket yet.
     pub entry_unborn: bool,
+    /// The directory that went with the name's entry before: what was noted of its names means nothing any more.
+    pub dead: Option<DirId>,
 }
 
 /// What a replay found: the last change of every name that is not done.
@@ -51,6 +53,12 @@ pub struct Replayed {
     pub names: BTreeMap<(DirId, Vec<u8>), (u64, Line)>,
     /// The highest change number.
     pub seq: u64,
+    /// Directories whose index is not in the bucket, as far as the journal tells: a first write may have landed unnoticed.
+    pub unborn: BTreeSet<DirId>,
+    /// Directories whose index is in the bucket.
+    born: BTreeSet<DirId>,
+    /// Directories that were removed.
+    dead: BTreeSet<DirId>,
     /// Change numbers that are in the bucket: logs may be found in any order.
     done: BTreeMap<(DirId, Vec<u8>), u64>,
 }
@@ -82,8 +90,7 @@ impl Journal {
             log.replay(|r| out.record(r.kind, &r.payload))?.check()?;
             logs.push(log);
         }
-        let done = std::mem::take(&mut out.done);
-        out.names.retain(|key, (seq, _)| done.get(key).is_none_or(|d| *d < *seq));
+        out.conclude();
         Ok((out, logs))
     }
 
@@ -153,18 +160,28 @@ const UNBORN: u8 = 1;
 const ENTRY: u8 = 2;
 /// Flag of a line: the entry's file has no object yet (generation 0, which an entry in the bucket never has).
 const LOCAL: u8 = 4;
-/// Flag of a line: the entry's directory is unborn.
+/// Flag of a line: the entry is an unborn directory.
 const ENTRY_UNBORN: u8 = 8;
+/// Flag of a line: the id of a directory that was removed follows.
+const DEAD: u8 = 16;
 
 fn encode_names(seq: u64, lines: &[Line]) -> Result<Zeroizing<Vec<u8>>> {
     let mut w = Writer::with_capacity(512);
     w.u64(seq).u16(lines.len() as u16);
     for l in lines {
         let local = matches!(l.entry.as_deref(), Some(Entry { body: Body::File(f), .. }) if f.generation == 0);
-        let flag = |set, bit| if set { bit } else { 0 };
-        let flags =
-            flag(l.unborn, UNBORN) | flag(l.entry.is_some(), ENTRY) | flag(local, LOCAL) | flag(l.entry_unborn, ENTRY_UNBORN);
+        let flags = [
+            (l.unborn, UNBORN),
+            (l.entry.is_some(), ENTRY),
+            (local, LOCAL),
+            (l.entry_unborn, ENTRY_UNBORN),
+            (l.dead.is_some(), DEAD),
+        ];
+        let flags = flags.iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag);
         w.bytes(&l.dir.0).bytes(&l.key.expose()[..]).u8(flags).u16(l.name.len() as u16).bytes(&l.name);
+        if let Some(dead) = &l.dead {
+            w.bytes(&dead.0);
+        }
         if let Some(e) = &l.entry {
             let mut e = Entry::clone(e);
             if let Body::File(f) = &mut e.body {
@@ -178,6 +195,20 @@ fn encode_names(seq: u64, lines: &[Line]) -> Result<Zeroizing<Vec<u8>>> {
 }
 
 impl Replayed {
+    /// Everything was read: drops what is done, and what belongs to directories that are gone.
+    fn conclude(&mut self) {
+        let (done, dead) = (std::mem::take(&mut self.done), std::mem::take(&mut self.dead));
+        self.names.retain(|key, (seq, _)| !dead.contains(&key.0) && done.get(key).is_none_or(|d| *d < *seq));
+        let born = std::mem::take(&mut self.born);
+        self.unborn.retain(|dir| !born.contains(dir) && !dead.contains(dir));
+        for (_, line) in self.names.values_mut() {
+            line.unborn = self.unborn.contains(&line.dir);
+            line.entry_unborn = matches!(line.entry.as_deref().map(|e| &e.body),
+                Some(Body::Dir { dir_id, .. }) if self.unborn.contains(dir_id));
+            line.dead = None;
+        }
+    }
+
     fn record(&mut self, kind: u8, payload: &[u8]) -> Result<()> {
         let mut r = Reader::new(payload, Failure::Log);
         match kind {
@@ -186,6 +217,17 @@ impl Replayed {
                 self.seq = self.seq.max(seq);
                 for _ in 0..r.u16()? {
                     let line = read_line(&mut r)?;
+                    match line.unborn {
+                        true => self.unborn.insert(line.dir),
+                        false => self.born.insert(line.dir),
+                    };
+                    match line.entry.as_deref().map(|e| &e.body) {
+                        Some(Body::Dir { dir_id, .. }) if line.entry_unborn => {
+                            self.unborn.insert(*dir_id);
+                        }
+                        _ => {}
+                    }
+                    self.dead.extend(line.dead);
                     let key = (line.dir, line.name.clone());
                     if self.names.get(&key).is_none_or(|(s, _)| *s <= seq) {
                         self.names.insert(key, (seq, line));
@@ -194,6 +236,7 @@ impl Replayed {
             }
             DONE => {
                 let dir = DirId(r.array()?);
+                self.born.insert(dir);
                 while r.left() > 0 {
                     let seq = r.u64()?;
                     let n = usize::from(r.u16()?);
@@ -214,6 +257,7 @@ fn read_line(r: &mut Reader<'_>) -> Result<Line> {
     let flags = r.u8()?;
     let n = usize::from(r.u16()?);
     let name = r.bytes(n)?.to_vec();
+    let dead = if flags & DEAD != 0 { Some(DirId(r.array()?)) } else { None };
     let entry = if flags & ENTRY != 0 {
         let n = r.u32()? as usize;
         let mut e = Entry::decode(r.bytes(n)?)?;
@@ -224,5 +268,6 @@ fn read_line(r: &mut Reader<'_>) -> Result<Line> {
     } else {
         None
     };
-    Ok(Line { dir, key, unborn: flags & UNBORN != 0, name, entry, entry_unborn: flags & ENTRY_UNBORN != 0 })
+    let (unborn, entry_unborn) = (flags & UNBORN != 0, flags & ENTRY_UNBORN != 0);
+    Ok(Line { dir, key, unborn, name, entry, entry_unborn, dead })
 }

@@ -29,7 +29,7 @@ pub use recover::Recovered;
 
 use crate::env::Env;
 use crate::error::{Error, Kind, Result, fail};
-use crate::format::entry::Entry;
+use crate::format::entry::{Body, Entry};
 use crate::ops::Ino;
 use crate::read::Reader;
 use crate::store::Store;
@@ -39,7 +39,7 @@ use crate::types::{DirId, Mode};
 use crate::write::spool::Spool;
 use crate::write::upload::Uploader;
 use file::File;
-use journal::{Journal, Line};
+use journal::Journal;
 use state::{DirCell, State};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -228,10 +228,13 @@ impl Fs {
         let mut lines = Vec::with_capacity(ops.len());
         for (dir, name, entry) in ops {
             let cell = st.dirs.get(dir).ok_or_else(|| Error::new(Kind::Stale, "unknown directory"))?;
-            let unborn = st.unborn.contains(dir);
-            let entry_unborn = is_unborn(st, entry.as_deref());
-            let (name, entry) = (name.clone(), entry.clone());
-            lines.push(Line { dir: *dir, key: cell.key.clone(), unborn, name, entry, entry_unborn });
+            let dead = match (cell.dir.get(name).map(|e| &e.body), entry.as_deref().map(|e| &e.body)) {
+                (Some(Body::Dir { dir_id: old, .. }), Some(Body::Dir { dir_id, .. })) if old == dir_id => None,
+                // A directory that is renamed away lives on: its new name is among the same lines.
+                (Some(Body::Dir { dir_id: old, .. }), _) if !names_dir(ops, old) => Some(*old),
+                _ => None,
+            };
+            lines.push(st.line(*dir, cell, name.clone(), entry.clone(), dead));
         }
         self.journal.names(st.seq + 1, &lines)
     }
@@ -344,9 +347,9 @@ impl Fs {
     }
 }
 
-/// Whether an entry is a directory whose index is not in the bucket yet.
-fn is_unborn(st: &State, entry: Option<&Entry>) -> bool {
-    matches!(entry.map(|e| &e.body), Some(crate::format::entry::Body::Dir { dir_id, .. }) if st.unborn.contains(dir_id))
+/// Whether one of the changes is an entry for the directory.
+fn names_dir(ops: &[(DirId, Vec<u8>, Option<Arc<Entry>>)], dir: &DirId) -> bool {
+    ops.iter().any(|(_, _, e)| matches!(e.as_deref().map(|e| &e.body), Some(Body::Dir { dir_id, .. }) if dir_id == dir))
 }
 
 fn evictable(c: &DirCell) -> bool {

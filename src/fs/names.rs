@@ -419,14 +419,19 @@ impl Fs {
     }
 
     fn check_rename(&self, st: &mut State, m: &Move, entry: &Entry, there: Option<&Entry>, flags: u32) -> Result<()> {
+        if flags & RENAME_NOREPLACE != 0 && there.is_some() {
+            return fail(Kind::Exists, "the name is taken");
+        }
         if let Body::Dir { dir_id, .. } = entry.body
             && st.lies_below(m.to, dir_id)
         {
             return fail(Kind::Invalid, "a directory cannot be moved into itself");
         }
         let Some(there) = there else { return Ok(()) };
-        if flags & RENAME_NOREPLACE != 0 {
-            return fail(Kind::Exists, "the name is taken");
+        if let Body::Dir { dir_id, .. } = there.body
+            && st.lies_below(m.from, dir_id)
+        {
+            return fail(Kind::NotEmpty, "the directory holds what is to take its place");
         }
         match (entry.is_dir(), &there.body) {
             (true, Body::Dir { dir_id, .. }) => match st.loaded(*dir_id)?.dir.is_empty() {

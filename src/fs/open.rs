@@ -243,14 +243,11 @@ impl Fs {
     /// Everything that a later mount would have to be told.
     fn journal_lines(&self, st: &State) -> Vec<(u64, journal::Line)> {
         let mut lines = Vec::new();
-        for (id, cell) in &st.dirs {
-            let unborn = st.unborn.contains(id);
+        for (id, cell) in st.dirs.iter().filter(|(_, c)| !c.dead) {
             let behind =
                 |e: &Entry| matches!(&e.body, Body::File(f) if st.files.get(&f.file_id).is_some_and(|f| f.live.lock().dirty()));
             for (name, seq, entry) in cell.dir.unsettled(behind) {
-                let entry_unborn = super::is_unborn(st, entry.as_deref());
-                let line = journal::Line { dir: *id, key: cell.key.clone(), unborn, name, entry, entry_unborn };
-                lines.push((seq.unwrap_or(st.seq), line));
+                lines.push((seq.unwrap_or(st.seq), st.line(*id, cell, name, entry, None)));
             }
         }
         lines

@@ -15,7 +15,7 @@ use crate::format::entry::Body;
 use crate::sealedlog::{ClosedLog, LogOwner};
 use crate::tree::dir::{Change, Dir};
 use crate::types::{DirId, FileId};
-use crate::write::spool::{DestroyLogs, Found, Spool};
+use crate::write::spool::{DestroyLogs, Found, Head, Spool};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -45,7 +45,8 @@ pub(super) fn recover(st: &mut State, disk: &Arc<dyn Disk>, journal_owner: &LogO
         tracing::error!("a spool log of an earlier mount cannot be read and is kept aside: {e}");
     }
     let places = put_names(st, &replayed);
-    let files = put_files(st, found, &places);
+    let mut files = put_files(st, found, &places, spool);
+    files.extend(put_empty_files(st, &replayed));
     let lines: Vec<(u64, Line)> = replayed.names.into_values().collect();
     let journal = Journal::begin(disk.clone(), journal_owner.clone(), env.clone(), &lines)?;
     old.iter().try_for_each(ClosedLog::destroy)?;
@@ -54,12 +55,10 @@ pub(super) fn recover(st: &mut State, disk: &Arc<dyn Disk>, journal_owner: &LogO
 }
 
 /// Makes the cell of a directory, when it is not there.
-fn cell<'s>(st: &'s mut State, id: DirId, key: &SecretKey, unborn: bool) -> &'s mut DirCell {
-    if unborn {
-        st.unborn.insert(id);
-    }
+fn cell<'s>(st: &'s mut State, id: DirId, key: &SecretKey) -> &'s mut DirCell {
+    let unborn = st.unborn.contains(&id);
     st.dirs.entry(id).or_insert_with(|| {
-        let dir = if unborn { Dir::empty(id) } else { Dir::unloaded(id) };
+        let dir = if unborn { Dir::presumed(id) } else { Dir::unloaded(id) };
         DirCell::new(dir, key.clone(), None)
     })
 }
@@ -70,15 +69,16 @@ fn put_names(st: &mut State, replayed: &Replayed) -> HashMap<FileId, Place> {
     let mut lines: Vec<&(u64, Line)> = replayed.names.values().collect();
     lines.sort_by_key(|(seq, _)| *seq);
     st.seq = st.seq.max(replayed.seq);
+    st.unborn.extend(&replayed.unborn);
     for (seq, line) in lines {
         let change = Change { entry: line.entry.clone(), ..Change::default() };
-        cell(st, line.dir, &line.key, line.unborn).dir.set(&line.name, *seq, change);
+        cell(st, line.dir, &line.key).dir.set(&line.name, *seq, change);
         let place = (line.dir, line.name.clone());
         match line.entry.as_deref().map(|e| &e.body) {
             Some(Body::File(f)) => {
                 places.insert(f.file_id, place);
             }
-            Some(Body::Dir { dir_id, dir_key }) => cell(st, *dir_id, dir_key, line.entry_unborn).place = Some(place),
+            Some(Body::Dir { dir_id, dir_key }) => cell(st, *dir_id, dir_key).place = Some(place),
             _ => {}
         }
     }
@@ -86,14 +86,14 @@ fn put_names(st: &mut State, replayed: &Replayed) -> HashMap<FileId, Place> {
 }
 
 /// Makes the spool's files dirty again.
-fn put_files(st: &mut State, found: Vec<Found>, places: &HashMap<FileId, Place>) -> Vec<Arc<File>> {
+fn put_files(st: &mut State, found: Vec<Found>, places: &HashMap<FileId, Place>, spool: &Spool) -> Vec<Arc<File>> {
     let mut by_file: BTreeMap<FileId, Vec<Found>> = BTreeMap::new();
     for f in found {
         by_file.entry(f.head.file_id).or_default().push(f);
     }
     let mut files = Vec::new();
     for (id, layers) in by_file {
-        if let Some(file) = put_file(st, id, layers, places) {
+        if let Some(file) = put_file(st, id, layers, places, spool) {
             st.files.insert(id, file.clone());
             files.push(file);
         }
@@ -101,21 +101,39 @@ fn put_files(st: &mut State, found: Vec<Found>, places: &HashMap<FileId, Place>)
     files
 }
 
-fn put_file(st: &mut State, id: FileId, layers: Vec<Found>, places: &HashMap<FileId, Place>) -> Option<Arc<File>> {
+/// Makes files dirty that have a name and neither an object nor anything in the spool: nothing was ever written to them.
+fn put_empty_files(st: &mut State, replayed: &Replayed) -> Vec<Arc<File>> {
+    let mut files = Vec::new();
+    for (place, (_, line)) in &replayed.names {
+        let Some(Body::File(f)) = line.entry.as_deref().map(|e| &e.body) else { continue };
+        if f.generation == 0 && !st.files.contains_key(&f.file_id) {
+            let file = Arc::new(File::new(f.file_id, f.file_key.clone(), Some(place.clone()), None));
+            st.files.insert(f.file_id, file.clone());
+            files.push(file);
+        }
+    }
+    files
+}
+
+fn put_file(st: &mut State, id: FileId, layers: Vec<Found>, places: &HashMap<FileId, Place>, spool: &Spool) -> Option<Arc<File>> {
     let mut layers = layers.into_iter();
-    let first = layers.next()?;
-    let head = first.head;
+    let Found { head, mut layer, mut size, mut intents, .. } = layers.next()?;
     let place = places.get(&id).cloned().or_else(|| {
         (!head.name.is_empty()).then(|| {
-            cell(st, head.dir_id, &head.dir_key, false);
+            cell(st, head.dir_id, &head.dir_key);
             (head.dir_id, head.name.clone())
         })
     });
-    let (mut layer, mut size, mut intent, mut count) = (first.layer, first.size, first.intent, head.layer + 1);
+    // The last version that was about to be written holds everything, unless data came after it.
+    let (mut whole, mut count) = (!intents.is_empty(), head.layer + 1);
     for upper in layers {
+        whole = !upper.intents.is_empty() || (whole && upper.layer.is_clean());
+        intents.extend(upper.intents);
+        (size, count) = (if upper.layer.is_clean() { size } else { upper.size }, upper.head.layer + 1);
         layer.stack(upper.layer);
-        (size, count) = (upper.size, upper.head.layer + 1);
-        intent = upper.intent.or(intent);
+    }
+    if let Err(e) = layer.annex(spool, &Head { layer: count, size, ..head.clone() }) {
+        tracing::warn!("the spool has no room for a note on a recovered file: {e}");
     }
     let version = head.version.map(|v| Version {
         generation: v.generation,
@@ -126,13 +144,13 @@ fn put_file(st: &mut State, id: FileId, layers: Vec<Found>, places: &HashMap<Fil
     });
     let mut file = File::new(id, head.file_key, place, version);
     let io = file.io.get_mut();
-    (io.layers, io.size) = (count, size);
+    (io.layers, io.size) = (count + 1, size);
     io.froze = Froze { size, changes: 1, times: None };
     let bytes = layer.bytes();
     io.frozen = Some(Arc::new(layer));
     let live = file.live.get_mut();
     (live.size, live.changes, live.unsaved_bytes) = (size, 1, bytes);
-    live.intent = intent.map(|(_, hash)| hash);
+    (live.intents, live.whole) = (intents, whole);
     Some(Arc::new(file))
 }
 
@@ -166,17 +184,23 @@ impl Fs {
         if f.file_id != file.id {
             return Ok(false);
         }
-        let landed = file.live.lock().intent == Some(f.trailer_hash) && f.generation > 0;
-        if landed {
+        let (ours, whole) = {
+            let live = file.live.lock();
+            let ours = f.generation > 0 && live.intents.contains(&f.trailer_hash);
+            (ours, live.whole && ours)
+        };
+        let mut io = file.io.write().await;
+        let below = io.version.as_ref().map_or(0, |v| v.generation);
+        if whole && below < f.generation {
             // The index was written; only the spool's log was still there.
             return Ok(false);
         }
-        let mut io = file.io.write().await;
-        let behind = io.version.as_ref().map_or(0, |v| v.generation) < f.generation;
-        if behind && io.version.is_some() {
+        if below < f.generation && below > 0 && !ours {
             return Err(Error::new(Kind::Stale, "another machine changed a file that this one has unsent data of"));
         }
-        if behind && let Some(e) = &entry {
+        if below < f.generation
+            && let Some(e) = &entry
+        {
             io.version = super::io::version_of(e);
             io.object = None;
         }

@@ -5,6 +5,7 @@
 //! while holding it.
 
 use super::file::File;
+use super::journal::Line;
 use crate::crypto::secmem::SecretKey;
 use crate::error::{Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
@@ -112,6 +113,13 @@ impl State {
     pub fn next_seq(&mut self) -> u64 {
         self.seq += 1;
         self.seq
+    }
+
+    /// What the journal is told of a name.
+    pub fn line(&self, dir: DirId, cell: &DirCell, name: Vec<u8>, entry: Option<Arc<Entry>>, dead: Option<DirId>) -> Line {
+        let entry_unborn =
+            matches!(entry.as_deref().map(|e| &e.body), Some(Body::Dir { dir_id, .. }) if self.unborn.contains(dir_id));
+        Line { dir, key: cell.key.clone(), unborn: self.unborn.contains(&dir), name, entry, entry_unborn, dead }
     }
 
     /// The directory behind an inode.

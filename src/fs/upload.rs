@@ -290,9 +290,8 @@ impl Fs {
             started: ahead.map(|(_, s)| s),
         };
         let source = Source { layer: layer.clone(), old: old.clone(), reader: self.reader.clone() };
-        let intended = parking_lot::Mutex::new(None);
         let intend = |generation: u64, hash: &Hash| {
-            *intended.lock() = Some(*hash);
+            file.live.lock().intends(*hash);
             layer.intend(&self.spool, generation, &hash.0)
         };
         let sent = |n: u64| {
@@ -302,10 +301,7 @@ impl Fs {
         };
         match self.uploader.write(job, &source, &intend, &sent).await {
             Ok(written) => self.landed(file, froze, written).await.map(|()| Saved::Yes),
-            Err(e) if e.kind() == Kind::Stale => {
-                let hash = *intended.lock();
-                self.after_stale(file, froze, &key, generation, hash, e).await
-            }
+            Err(e) if e.kind() == Kind::Stale => self.after_stale(file, froze, &key, generation, e).await,
             Err(e) => Err(e),
         }
     }
@@ -357,15 +353,7 @@ impl Fs {
     }
 
     /// The condition failed: either an earlier try of ours did land, or the key is somebody else's, or another machine was first.
-    async fn after_stale(
-        &self,
-        file: &Arc<File>,
-        froze: Froze,
-        key: &str,
-        generation: u64,
-        intended: Option<Hash>,
-        error: Error,
-    ) -> Result<Saved> {
+    async fn after_stale(&self, file: &Arc<File>, froze: Froze, key: &str, generation: u64, error: Error) -> Result<Saved> {
         let ask = Ask {
             key: key.to_owned(),
             file_id: file.id,
@@ -380,7 +368,7 @@ impl Fs {
             Err(e) if e.kind() == Kind::NotFound => return Err(error),
             Err(e) => return Err(e),
         };
-        let ours = Some(there.trailer_hash()) == intended || self.recovered_intent(file) == Some(there.trailer_hash());
+        let ours = file.live.lock().intents.contains(&there.trailer_hash());
         if ours {
             self.settled(file, froze, there).await?;
             return Ok(Saved::Yes);
@@ -388,15 +376,11 @@ impl Fs {
         if generation == 1 {
             // An earlier try whose answer was lost: go on from there.
             let mut io = file.io.write().await;
-            io.version = Some(version_of_object(&there));
+            io.version = Some(Version::of(&there));
             io.object = Some(there);
             return fail(Kind::Unavailable, "an earlier upload of the file did land; it is being replaced");
         }
         Err(Error::new(Kind::Stale, "another machine changed the file first; this machine's version is kept in the spool"))
-    }
-
-    fn recovered_intent(&self, file: &File) -> Option<Hash> {
-        file.live.lock().intent
     }
 
     async fn landed(&self, file: &Arc<File>, froze: Froze, w: Written) -> Result<()> {
@@ -416,7 +400,7 @@ impl Fs {
 
     /// The bucket has a version: it becomes what the layers lie on, and the index is told.
     async fn settled(&self, file: &Arc<File>, froze: Froze, object: Arc<OpenObject>) -> Result<()> {
-        let version = version_of_object(&object);
+        let version = Version::of(&object);
         let logs = {
             let mut io = file.io.write().await;
             let logs = io.frozen.take().map(|f| f.logs().to_vec()).unwrap_or_default();
@@ -426,7 +410,11 @@ impl Fs {
             live.saved = froze.changes;
             live.unborn = false;
             live.unsaved_bytes = io.active.bytes();
-            live.intent = None;
+            live.intents.clear();
+            // Before the index can name the version: a later mount must know that it is ours.
+            if let Err(e) = io.active.rebase(&self.spool, &version.head()) {
+                tracing::warn!("the spool could not note a version: {e}");
+            }
             logs
         };
         let guard = DestroyLogs(logs);
@@ -475,15 +463,5 @@ impl Fs {
         }
         let change = Change { entry: Some(entry), after: vec![Box::new(guard)], ..Change::default() };
         self.apply_journalled(st, vec![(dir, name, change)])
-    }
-}
-
-fn version_of_object(o: &OpenObject) -> Version {
-    Version {
-        generation: o.generation(),
-        trailer_hash: o.trailer_hash(),
-        size: o.size(),
-        object_len: o.object_len(),
-        key: o.key().to_owned(),
     }
 }

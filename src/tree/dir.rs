@@ -84,6 +84,8 @@ pub struct Dir {
     /// Its id.
     pub id: DirId,
     loaded: bool,
+    /// Taken for new and empty after a crash, yet the bucket may hold a first version.
+    presumed: bool,
     entries: BTreeMap<Vec<u8>, Slot>,
     order: BTreeMap<u64, Vec<u8>>,
     pending: BTreeMap<Vec<u8>, Pending>,
@@ -100,6 +102,7 @@ impl Dir {
         Dir {
             id,
             loaded: false,
+            presumed: false,
             entries: BTreeMap::new(),
             order: BTreeMap::new(),
             pending: BTreeMap::new(),
@@ -111,6 +114,12 @@ impl Dir {
     /// A new, empty directory.
     pub fn empty(id: DirId) -> Dir {
         Dir { loaded: true, ..Dir::unloaded(id) }
+    }
+
+    /// A directory that was new when its machine stopped: shown as empty, but what it removes is removed from the bucket too, in
+    /// case a first version did land.
+    pub fn presumed(id: DirId) -> Dir {
+        Dir { presumed: true, ..Dir::empty(id) }
     }
 
     /// Whether the entries are known.
@@ -212,7 +221,7 @@ impl Dir {
     pub fn set(&mut self, name: &[u8], seq: u64, change: Change) -> Vec<Guard> {
         let shown = self.get(name).cloned();
         let Change { entry, wait, carry, after } = change;
-        let known = self.loaded;
+        let known = self.loaded && !self.presumed;
         let p = self.pending.entry(name.to_vec()).or_insert_with(|| Pending { base: shown, ..Pending::default() });
         p.seq = seq;
         p.after.extend(after);
@@ -273,6 +282,7 @@ impl Dir {
             self.pending.remove(&name);
         }
         self.loaded = true;
+        self.presumed = false;
         changed
     }
 
@@ -341,6 +351,7 @@ impl Dir {
     pub fn commit(&mut self, batch: &[Taken]) -> (Vec<Guard>, bool) {
         let mut due = Vec::new();
         let mut arrived = false;
+        self.presumed = false;
         for t in batch {
             let Some(p) = self.pending.get_mut(&t.name) else { continue };
             p.in_flight = false;

@@ -5,7 +5,7 @@
 //! layer below fills, but only below the upper layer's `limit`: beyond it the file was cut, and the gap is zeros.
 
 use super::extents::{ExtentMap, Source};
-use super::spool::{Head, Spool, SpoolLog};
+use super::spool::{Head, HeadVersion, Spool, SpoolLog};
 use crate::error::Result;
 use crate::sealedlog::RecordPos;
 use crate::types::CHUNK_SIZE;
@@ -36,6 +36,8 @@ pub mod record {
     pub const ZERO: u8 = 4;
     /// `generation u64 | trailer hash`: the version that is about to be written from this layer.
     pub const INTENT: u8 = 5;
+    /// The version that the layer lies on from now on, as in the head.
+    pub const BASE: u8 = 6;
 }
 
 /// What a replayed record says of the file's size.
@@ -140,12 +142,26 @@ impl Layer {
         Ok(())
     }
 
-    /// Notes in the log which version is about to be written.
+    /// Notes in the log which version is about to be written. A layer that an earlier mount left has a log of this one for it.
     pub fn intend(&self, spool: &Spool, generation: u64, trailer_hash: &[u8; 32]) -> Result<()> {
-        match self.logs.last() {
+        match self.logs.last().filter(|log| spool.takes(log)) {
             Some(log) => spool.append(log, record::INTENT, &[&generation.to_be_bytes(), trailer_hash]).map(|_| ()),
             None => Ok(()),
         }
+    }
+
+    /// Notes that the layer lies on another version from now on: the one that the layer below it has become.
+    pub fn rebase(&self, spool: &Spool, version: &HeadVersion) -> Result<()> {
+        match self.logs.last().filter(|log| spool.takes(log)) {
+            Some(log) => spool.append(log, record::BASE, &[&version.encode()]).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives a layer of earlier mounts a log of this one, for what is to be noted of it.
+    pub fn annex(&mut self, spool: &Spool, head: &Head) -> Result<()> {
+        self.logs.push(spool.create(head)?);
+        Ok(())
     }
 
     /// Everything so far is durable on the local disk.

@@ -130,10 +130,40 @@ pub struct Found {
     pub layer: Layer,
     /// Size of the file after the last record.
     pub size: u64,
-    /// The version that was about to be written from it.
-    pub intent: Option<(u64, Hash)>,
+    /// Trailer hashes of the versions that were about to be written from it, one for each attempt.
+    pub intents: Vec<Hash>,
     /// Bytes of a torn end that were lost (never synced).
     pub lost: u64,
+}
+
+impl HeadVersion {
+    fn put(&self, w: &mut Writer) {
+        w.u64(self.generation).bytes(&self.trailer_hash.0).u64(self.size).u64(self.object_len);
+        w.u16(self.key.len() as u16).bytes(self.key.as_bytes());
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<HeadVersion> {
+        let (generation, trailer_hash) = (r.u64()?, Hash(r.array()?));
+        let (size, object_len) = (r.u64()?, r.u64()?);
+        let n = usize::from(r.u16()?);
+        let key = String::from_utf8(r.bytes(n)?.to_vec());
+        let key = key.map_err(|_| Failure::Log.error("the spool names an object that cannot be"))?;
+        Ok(HeadVersion { generation, trailer_hash, size, object_len, key })
+    }
+
+    /// The record that says: the layer lies on this version from now on.
+    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let mut w = Writer::with_capacity(256);
+        self.put(&mut w);
+        w.secret()
+    }
+
+    fn decode(payload: &[u8]) -> Result<HeadVersion> {
+        let mut r = Reader::new(payload, Failure::Log);
+        let version = HeadVersion::read(&mut r)?;
+        r.finish()?;
+        Ok(version)
+    }
 }
 
 impl Head {
@@ -141,13 +171,10 @@ impl Head {
         let mut w = Writer::with_capacity(512);
         w.bytes(&self.file_id.0).bytes(&self.file_key.expose()[..]).bytes(&self.dir_id.0).bytes(&self.dir_key.expose()[..]);
         w.u16(self.name.len() as u16).bytes(&self.name).u64(self.layer).u64(self.size);
-        match &self.version {
-            None => w.u8(0),
-            Some(v) => {
-                w.u8(1).u64(v.generation).bytes(&v.trailer_hash.0).u64(v.size).u64(v.object_len);
-                w.u16(v.key.len() as u16).bytes(v.key.as_bytes())
-            }
-        };
+        w.u8(u8::from(self.version.is_some()));
+        if let Some(v) = &self.version {
+            v.put(&mut w);
+        }
         w.secret()
     }
 
@@ -158,25 +185,15 @@ impl Head {
         let n = usize::from(r.u16()?);
         let name = r.bytes(n)?.to_vec();
         let (layer, size) = (r.u64()?, r.u64()?);
-        let version = match r.u8()? {
-            0 => None,
-            _ => {
-                let (generation, trailer_hash) = (r.u64()?, Hash(r.array()?));
-                let (size, object_len) = (r.u64()?, r.u64()?);
-                let n = usize::from(r.u16()?);
-                let key = String::from_utf8(r.bytes(n)?.to_vec());
-                let key = key.map_err(|_| Failure::Log.error("the spool names an object that cannot be"))?;
-                Some(HeadVersion { generation, trailer_hash, size, object_len, key })
-            }
-        };
+        let version = if r.u8()? == 0 { None } else { Some(HeadVersion::read(&mut r)?) };
         r.finish()?;
         Ok(Head { file_id, file_key, dir_id, dir_key, name, layer, size, version })
     }
 }
 
-fn read_intent(payload: &[u8]) -> Option<(u64, Hash)> {
-    let generation = payload.get(..8)?.try_into().ok().map(u64::from_be_bytes)?;
-    Some((generation, Hash(payload.get(8..40)?.try_into().ok()?)))
+/// The trailer hash behind the generation of an intent.
+fn read_intent(payload: &[u8]) -> Option<Hash> {
+    Some(Hash(payload.get(8..40)?.try_into().ok()?))
 }
 
 /// See the head of this file.
@@ -222,6 +239,11 @@ impl Spool {
         Ok(Arc::new(log))
     }
 
+    /// Whether the log takes records: one of an earlier mount does not.
+    pub fn takes(&self, log: &SpoolLog) -> bool {
+        matches!(log.inner, Inner::Live(_))
+    }
+
     /// Appends a record made of `parts`. `NoSpace` when the spool or its disk is full; the log is as before then.
     pub fn append(&self, log: &SpoolLog, kind: u8, parts: &[&[u8]]) -> Result<RecordPos> {
         let len: usize = parts.iter().map(|p| p.len()).sum();
@@ -262,7 +284,7 @@ impl Spool {
         let Some(closed) = ClosedLog::open(self.disk.clone(), path, &self.owner)? else { return Ok(None) };
         let mut head = None;
         let mut layer = Layer::default();
-        let (mut size, mut intent) = (0, None);
+        let (mut size, mut intents, mut base) = (0, Vec::new(), None);
         let tail = closed.replay(|r| {
             match r.kind {
                 record::HEAD => {
@@ -270,7 +292,8 @@ impl Spool {
                     size = h.size;
                     head = Some(h);
                 }
-                record::INTENT => intent = read_intent(&r.payload),
+                record::INTENT => intents.extend(read_intent(&r.payload)),
+                record::BASE => base = Some(HeadVersion::decode(&r.payload)?),
                 kind => size = layer.replay(kind, &r.payload, r.pos).apply(size),
             }
             Ok(())
@@ -280,7 +303,8 @@ impl Spool {
             Tail::Torn { lost, .. } => lost,
             _ => 0,
         };
-        let Some(head) = head else { return Ok(None) };
+        let Some(mut head) = head else { return Ok(None) };
+        head.version = base.or(head.version);
         let log = Arc::new(SpoolLog {
             inner: Inner::Found(closed),
             bytes: AtomicU64::new(len),
@@ -289,6 +313,6 @@ impl Spool {
         });
         self.used.bytes.fetch_add(len, Ordering::AcqRel);
         layer.adopt(log);
-        Ok(Some(Found { head, layer, size, intent, lost }))
+        Ok(Some(Found { head, layer, size, intents, lost }))
     }
 }

@@ -1,0 +1,1 @@
+//! Power losses and damage on the local disk.

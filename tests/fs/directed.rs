@@ -1,0 +1,1 @@
+//! What the bucket is made to hold, request by request.
