@@ -129,8 +129,11 @@ async fn open_fs(config: &Config, unlocked: &Unlocked, o: &Opened, env: &Env, re
     };
     let (fs, found) = Fs::open(parts).await?;
     if found != Recovered::default() {
-        let Recovered { names, files, unreadable } = found;
-        tracing::info!("taken over from an earlier mount: {names} names and {files} files; {unreadable} logs are unreadable");
+        let Recovered { names, files, damaged, unreadable } = found;
+        tracing::info!("taken over from an earlier mount: {names} names and {files} files");
+        if damaged + unreadable > 0 {
+            tracing::error!("{damaged} local logs are damaged and {unreadable} unreadable: some of what was written is lost");
+        }
     }
     fs.check_root().await?;
     Ok((fs, reader))

@@ -7,7 +7,7 @@
 use crate::crypto::secmem::SecretKey;
 use crate::disk::Disk;
 use crate::env::Env;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::format::entry::{Body, Entry};
 use crate::format::failure::Failure;
 use crate::format::wire::{Reader, Writer};
@@ -53,6 +53,10 @@ pub struct Replayed {
     pub names: BTreeMap<(DirId, Vec<u8>), (u64, Line)>,
     /// The highest change number.
     pub seq: u64,
+    /// Logs of which a part is lost.
+    pub damaged: Vec<Error>,
+    /// Logs that are lost as a whole.
+    pub unreadable: Vec<Error>,
     /// Directories whose index is not in the bucket, as far as the journal tells: a first write may have landed unnoticed.
     pub unborn: BTreeSet<DirId>,
     /// Directories whose index is in the bucket.
@@ -77,17 +81,32 @@ fn file_name(env: &Env) -> String {
 
 impl Journal {
     /// Reads what earlier mounts left. The logs are returned with it; destroy them once a new journal holds their content.
+    ///
+    /// Of a damaged log counts what lies before the damage, which includes everything that was synced; one that does not open at
+    /// all stays where it is. Both are reported.
     pub fn replay(disk: &Arc<dyn Disk>, owner: &LogOwner) -> Result<(Replayed, Vec<ClosedLog>)> {
         disk.make_dir(FOLDER)?;
+        // A durable file in a folder whose own name is not durable is lost with it.
+        disk.sync_dir("")?;
         let mut logs = Vec::new();
         let mut out = Replayed::default();
         for found in disk.list(FOLDER)? {
             let path = format!("{FOLDER}/{}", found.name);
-            let Some(log) = ClosedLog::open(disk.clone(), &path, owner)? else {
-                disk.remove(&path)?;
-                continue;
+            let log = match ClosedLog::open(disk.clone(), &path, owner) {
+                Ok(Some(log)) => log,
+                Ok(None) => {
+                    disk.remove(&path)?;
+                    continue;
+                }
+                Err(e) if e.kind() == Kind::Corrupt => {
+                    out.unreadable.push(e.context("the journal of an earlier mount"));
+                    continue;
+                }
+                Err(e) => return Err(e),
             };
-            log.replay(|r| out.record(r.kind, &r.payload))?.check()?;
+            if let Err(e) = log.replay(|r| out.record(r.kind, &r.payload))?.check() {
+                out.damaged.push(e.context("the journal of an earlier mount"));
+            }
             logs.push(log);
         }
         out.conclude();

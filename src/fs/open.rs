@@ -144,6 +144,7 @@ impl Fs {
         };
         st.dirs.insert(root.dir_id, DirCell::new(Dir::unloaded(root.dir_id), root.dir_key.clone(), None));
         let left = recover(&mut st, &disk, &owner(LogKind::Journal), &spool, &env)?;
+        left.losses.iter().for_each(|e| sink.trouble(e));
         let (deleter, deletions) = mpsc::unbounded_channel();
         let root_entry = root_entry(&root, &options);
         let kick_bell = Arc::new(Notify::new());

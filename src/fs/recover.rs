@@ -26,7 +26,9 @@ pub struct Recovered {
     pub names: usize,
     /// Files whose contents were not in the bucket yet.
     pub files: usize,
-    /// Spool logs that could not be read.
+    /// Logs of journal and spool of which a part was damaged; what lies before the damage was taken over.
+    pub damaged: usize,
+    /// Logs that could not be read at all and were left where they are.
     pub unreadable: usize,
 }
 
@@ -35,14 +37,22 @@ pub(super) struct Left {
     pub journal: Journal,
     pub files: Vec<Arc<File>>,
     pub report: Recovered,
+    /// What is lost.
+    pub losses: Vec<Error>,
 }
 
 /// Reads journal and spool into `st`, and begins a new journal that holds what is pending.
 pub(super) fn recover(st: &mut State, disk: &Arc<dyn Disk>, journal_owner: &LogOwner, spool: &Spool, env: &Env) -> Result<Left> {
-    let (replayed, old) = Journal::replay(disk, journal_owner)?;
-    let (found, unreadable) = spool.recover()?;
+    let (mut replayed, old) = Journal::replay(disk, journal_owner)?;
+    let (mut found, unreadable) = spool.recover()?;
+    let mut damaged = std::mem::take(&mut replayed.damaged);
+    damaged.extend(found.iter_mut().filter_map(|f| f.damage.take()));
+    let unreadable: Vec<Error> = std::mem::take(&mut replayed.unreadable).into_iter().chain(unreadable).collect();
+    for e in &damaged {
+        tracing::error!("data that was never made durable is lost: {e}");
+    }
     for e in &unreadable {
-        tracing::error!("a spool log of an earlier mount cannot be read and is kept aside: {e}");
+        tracing::error!("a log of an earlier mount cannot be read and is left where it is: {e}");
     }
     let places = put_names(st, &replayed);
     let mut files = put_files(st, found, &places, spool);
@@ -50,8 +60,9 @@ pub(super) fn recover(st: &mut State, disk: &Arc<dyn Disk>, journal_owner: &LogO
     let lines: Vec<(u64, Line)> = replayed.names.into_values().collect();
     let journal = Journal::begin(disk.clone(), journal_owner.clone(), env.clone(), &lines)?;
     old.iter().try_for_each(ClosedLog::destroy)?;
-    let report = Recovered { names: lines.len(), files: files.len(), unreadable: unreadable.len() };
-    Ok(Left { journal, files, report })
+    let report = Recovered { names: lines.len(), files: files.len(), damaged: damaged.len(), unreadable: unreadable.len() };
+    let losses = damaged.into_iter().chain(unreadable).collect();
+    Ok(Left { journal, files, report, losses })
 }
 
 /// Makes the cell of a directory, when it is not there.
@@ -174,11 +185,14 @@ impl Fs {
 
     /// Whether the file still has its name; brings its version up to what the entry says.
     async fn find_entry(&self, file: &Arc<File>) -> Result<bool> {
-        let Some((dir, name)) = file.place.lock().clone() else { return Ok(false) };
-        self.load_dir(dir).await?;
-        let entry = {
+        let entry = loop {
+            let Some((dir, name)) = file.place.lock().clone() else { return Ok(false) };
+            self.load_dir(dir).await?;
             let st = self.state.lock();
-            st.dirs.get(&dir).and_then(|c| c.dir.get(&name)).cloned()
+            // It may have been renamed while the directory was being read.
+            if file.place.lock().as_ref() == Some(&(dir, name.clone())) {
+                break st.dirs.get(&dir).and_then(|c| c.dir.get(&name)).cloned();
+            }
         };
         let Some(Body::File(f)) = entry.as_ref().map(|e| &e.body) else { return Ok(false) };
         if f.file_id != file.id {

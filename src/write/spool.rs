@@ -10,7 +10,7 @@ use crate::env::Env;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::failure::Failure;
 use crate::format::wire::{Reader, Writer};
-use crate::sealedlog::{ClosedLog, LogOwner, RecordPos, SealedLog, Tail};
+use crate::sealedlog::{ClosedLog, LogOwner, RecordPos, SealedLog};
 use crate::types::{DirId, FileId, Hash};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -132,8 +132,8 @@ pub struct Found {
     pub size: u64,
     /// Trailer hashes of the versions that were about to be written from it, one for each attempt.
     pub intents: Vec<Hash>,
-    /// Bytes of a torn end that were lost (never synced).
-    pub lost: u64,
+    /// Data behind this point of time was lost, and not by a crash alone.
+    pub damage: Option<Error>,
 }
 
 impl HeadVersion {
@@ -209,6 +209,8 @@ impl Spool {
     /// A spool in `disk`, of at most `max` bytes.
     pub fn new(disk: Arc<dyn Disk>, owner: LogOwner, env: Env, max: u64) -> Result<Spool> {
         disk.make_dir(FOLDER)?;
+        // A durable file in a folder whose own name is not durable is lost with it.
+        disk.sync_dir("")?;
         Ok(Spool { disk, owner, env, max, used: Arc::default() })
     }
 
@@ -298,12 +300,9 @@ impl Spool {
             }
             Ok(())
         })?;
-        tail.check()?;
-        let lost = match tail {
-            Tail::Torn { lost, .. } => lost,
-            _ => 0,
-        };
-        let Some(mut head) = head else { return Ok(None) };
+        // What lies before the damage counts: everything that was synced is among it.
+        let damage = tail.check().err().map(|e| e.context("the spool of an earlier mount"));
+        let Some(mut head) = head else { return damage.map_or(Ok(None), Err) };
         head.version = base.or(head.version);
         let log = Arc::new(SpoolLog {
             inner: Inner::Found(closed),
@@ -313,6 +312,6 @@ impl Spool {
         });
         self.used.bytes.fetch_add(len, Ordering::AcqRel);
         layer.adopt(log);
-        Ok(Some(Found { head, layer, size, intents, lost }))
+        Ok(Some(Found { head, layer, size, intents, damage }))
     }
 }

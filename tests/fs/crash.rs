@@ -1,1 +1,223 @@
 //! Power losses and damage on the local disk.
+
+use crate::world::{Mount, SEG, WHO, World, data, quick, same};
+use smpfs::disk::SimDisk;
+use smpfs::disk::sim::{Crash, Faults};
+use smpfs::fs::{FsyncMode, Options};
+use smpfs::ops::Ops;
+use smpfs::store::layers::{Fault, Verb};
+use smpfs::types::{Mode, Suite};
+
+fn world() -> World {
+    World::new(Mode::ZeroKnowledge, Suite::Aes256Gcm)
+}
+
+fn local() -> Options {
+    Options { fsync: FsyncMode::Local, ..quick() }
+}
+
+fn die(disk: &SimDisk, mount: Mount, how: Crash) {
+    disk.crash(how);
+    mount.kill();
+}
+
+#[test]
+fn what_was_synced_outlives_a_power_loss() {
+    for seed in 0..40 {
+        let (world, disk) = (world(), SimDisk::new(seed));
+        // The bucket is far away all the time: everything is on the local disk alone.
+        let mount = world.mount(disk.process(), local());
+        mount.put("old", &data(1, 300_000));
+        mount.drain();
+        mount.faulty.black_hole(true);
+        let (old, new) = (mount.open("old", libc::O_RDWR).unwrap(), mount.create("new"));
+        let old = (old.0, old.1.fh);
+        mount.write(old, 100_000, &data(2, 70_000)).unwrap();
+        mount.write(new, 0, &data(3, 400_000)).unwrap();
+        for at in [old, new] {
+            mount.wait(mount.fs.fsync(WHO, at.0, at.1, false)).unwrap();
+        }
+        // Written and never synced: it may be lost, in whole or from some point on.
+        let late = mount.create("late");
+        for i in 0..20 {
+            mount.write(late, i * 90_000, &data(4, 90_000)).unwrap();
+        }
+        die(&disk, mount, Crash::Power);
+        let mount = world.mount(disk.process(), local());
+        let mut expected = data(1, 300_000);
+        expected[100_000..170_000].copy_from_slice(&data(2, 70_000));
+        assert!(mount.get("old").unwrap() == expected, "seed {seed}: an overwritten part");
+        assert!(mount.get("new").unwrap() == data(3, 400_000), "seed {seed}: a new file");
+        if let Ok(late) = mount.get("late") {
+            for (i, piece) in late.chunks(90_000).enumerate() {
+                assert!(*piece == data(4, 90_000)[..piece.len()], "seed {seed}: piece {i} of a file that was never synced");
+            }
+        }
+        let tree = mount.tree();
+        mount.unmount();
+        same("another machine", &tree, &world.fresh().tree());
+    }
+}
+
+#[test]
+fn damage_behind_synced_data_costs_only_what_is_behind() {
+    let (world, disk) = (world(), SimDisk::new(1));
+    let mount = world.mount(disk.process(), local());
+    mount.names("");
+    mount.faulty.black_hole(true);
+    let at = mount.create("f");
+    mount.write(at, 0, &data(1, 200_000)).unwrap();
+    mount.wait(mount.fs.fsync(WHO, at.0, at.1, false)).unwrap();
+    let good: std::collections::BTreeMap<_, _> = disk.files().into_iter().map(|(n, b)| (n, b.len())).collect();
+    mount.write(at, 200_000, &data(2, 200_000)).unwrap();
+    mount.mkdir("d");
+    mount.create("g");
+    disk.crash(Crash::Kill);
+    // The drive loses a sector behind what was synced, in spool and journal, with whole records after it.
+    for (name, len) in good.iter().filter(|(n, _)| n.starts_with("spool/") || n.starts_with("journal/")) {
+        disk.tamper(name, |b| b[len + 40] ^= 1).unwrap();
+    }
+    mount.kill();
+    let mount = world.mount(disk.process(), local());
+    assert_eq!(mount.recovered.unreadable, 0);
+    assert_eq!(mount.recovered.damaged, 2, "journal and spool");
+    assert!(mount.get("f").unwrap() == data(1, 200_000));
+    assert!(!mount.sink.trouble.lock().is_empty(), "the loss is told");
+    mount.unmount();
+    assert!(world.fresh().get("f").unwrap() == data(1, 200_000));
+}
+
+#[test]
+fn a_log_that_does_not_open_at_all_is_kept_and_told() {
+    let (world, disk) = (world(), SimDisk::new(1));
+    let mount = world.mount(disk.process(), local());
+    mount.names("");
+    mount.faulty.black_hole(true);
+    mount.put("f", &data(1, 1000));
+    disk.crash(Crash::Kill);
+    let names: Vec<String> = disk.files().into_keys().filter(|n| n.starts_with("spool/")).collect();
+    for name in &names {
+        disk.tamper(name, |b| b[100] ^= 1).unwrap();
+    }
+    mount.kill();
+    let mount = world.mount(disk.process(), quick());
+    assert_eq!(mount.recovered.unreadable, 1);
+    mount.put("g", b"others go on");
+    mount.drain();
+    assert!(disk.files().contains_key(&names[0]), "kept aside");
+}
+
+#[test]
+fn data_written_during_an_upload_survives_the_crash_after_it() {
+    // The first version lands and the index says so; the second layer, begun meanwhile, is all that is left in the spool.
+    let (world, disk) = (world(), SimDisk::new(1));
+    let mount = world.mount(disk.process(), quick());
+    mount.put("f", &data(1, 3 * SEG as usize));
+    mount.drain();
+    let (ino, opened) = mount.open("f", libc::O_RDWR).unwrap();
+    let at = (ino, opened.fh);
+    mount.write(at, 0, &data(2, 1000)).unwrap();
+    mount.faulty.script(Some(Verb::Put), 1, Fault::Latency(std::time::Duration::from_millis(200)));
+    mount.wait(mount.fs.flush(WHO, at.0, at.1)).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(60));
+    mount.write(at, 5000, &data(3, 1000)).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(mount.sink.saved.lock().len(), 2, "the second version is in the bucket");
+    mount.write(at, 9000, &data(4, 1000)).unwrap();
+    die(&disk, mount, Crash::Kill);
+    let mut expected = data(1, 3 * SEG as usize);
+    for (from, seed) in [(0, 2), (5000, 3), (9000, 4)] {
+        expected[from..from + 1000].copy_from_slice(&data(seed, 1000));
+    }
+    for _ in 0..2 {
+        let mount = world.mount(disk.process(), quick());
+        assert!(mount.get("f").unwrap() == expected);
+        die(&disk, mount, Crash::Kill);
+    }
+    let mount = world.mount(disk.process(), quick());
+    mount.unmount();
+    assert!(world.fresh().get("f").unwrap() == expected);
+}
+
+#[test]
+fn an_answer_that_was_lost_is_no_conflict() {
+    // The store takes the new version and no try of the request ever hears so.
+    let world = world();
+    let mount = world.fresh();
+    mount.put("f", &data(1, 1000));
+    mount.drain();
+    for _ in 0..3 {
+        mount.faulty.script_on(Some(Verb::Put), "/o/", 0, 1, Fault::After(smpfs::error::Kind::Unavailable));
+        mount.faulty.script_on(None, "/o/", 0, 12, Fault::Before(smpfs::error::Kind::Unavailable));
+        mount.put("f", &data(2, 2000));
+        mount.drain();
+    }
+    assert!(mount.get("f").unwrap() == data(2, 2000));
+    mount.unmount();
+    assert!(world.fresh().get("f").unwrap() == data(2, 2000));
+}
+
+#[test]
+fn a_full_local_disk_is_told_to_the_writer_and_loses_nothing() {
+    let (world, disk) = (world(), SimDisk::new(1));
+    let mount = world.mount(disk.process(), local());
+    mount.names("");
+    mount.faulty.black_hole(true);
+    mount.put("before", &data(9, 100_000));
+    disk.set_faults(Faults { capacity: Some(1 << 20), ..Faults::default() });
+    let at = mount.create("f");
+    let (mut written, mut refused) = (0, None);
+    for i in 0..100u64 {
+        match mount.write(at, i * 30_000, &data(i as u8, 30_000)) {
+            Ok(n) => written += u64::from(n),
+            Err(e) => {
+                refused = Some(e);
+                break;
+            }
+        }
+    }
+    assert_eq!(refused.unwrap().errno(), libc::ENOSPC);
+    assert!(written > 300_000, "{written}");
+    let read = mount.read_open(at, 0, 1 << 22).unwrap();
+    assert_eq!(read.len() as u64, written);
+    disk.set_faults(Faults::default());
+    die(&disk, mount, Crash::Kill);
+    let mount = world.mount(disk.process(), quick());
+    assert!(mount.get("f").unwrap() == read);
+    mount.unmount();
+    let other = world.fresh();
+    assert!(other.get("f").unwrap() == read && other.get("before").unwrap() == data(9, 100_000));
+}
+
+#[test]
+fn a_full_spool_waits_for_uploads_and_then_says_so() {
+    let world = world();
+    let mount = world.mount_with(
+        std::sync::Arc::new(SimDisk::new(1)),
+        quick(),
+        std::sync::Arc::new(smpfs::store::layers::Faulty::new(1)),
+        1 << 20,
+    );
+    // Much more than the spool holds, file by file: uploads make room.
+    for i in 0..8 {
+        mount.put(&format!("f{i}"), &data(i, 500_000));
+    }
+    mount.faulty.black_hole(true);
+    let at = mount.create("big");
+    let mut end = 0;
+    let refused = loop {
+        match mount.write(at, end, &data(7, 100_000)) {
+            Ok(n) => end += u64::from(n),
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(refused.errno(), libc::ENOSPC);
+    mount.faulty.black_hole(false);
+    mount.close(at).unwrap();
+    mount.drain();
+    for i in 0..8 {
+        assert!(mount.get(&format!("f{i}")).unwrap() == data(i, 500_000));
+    }
+    assert_eq!(mount.get("big").unwrap().len() as u64, end);
+    mount.unmount();
+}
