@@ -348,7 +348,7 @@ impl Fs {
 }
 
 /// Whether one of the changes is an entry for the directory.
-fn names_dir(ops: &[(DirId, Vec<u8>, Option<Arc<Entry>>)], dir: &DirId) -> bool {
+fn names_dir(ops: &[Noted], dir: &DirId) -> bool {
     ops.iter().any(|(_, _, e)| matches!(e.as_deref().map(|e| &e.body), Some(Body::Dir { dir_id, .. }) if dir_id == dir))
 }
 

@@ -50,6 +50,9 @@ impl Sink for Listener {
     fn index_corrupt(&self, dir: DirId, error: &Error) {
         self.corrupt.lock().push(format!("{dir:?}: {error}"));
     }
+    fn object_missing(&self, key: &str, _file: FileId, _generation: u64) {
+        self.corrupt.lock().push(format!("{key}: missing"));
+    }
     fn trouble(&self, error: &Error) {
         self.trouble.lock().push(error.to_string());
     }
