@@ -65,9 +65,6 @@ pub struct Change {
     pub after: Vec<Guard>,
 }
 
-/// A name that a journal must remember, its change number when it is pending, and its entry.
-pub type Unsettled = (Vec<u8>, Option<u64>, Option<Arc<Entry>>);
-
 /// A name taken into an index write.
 #[derive(Clone, Debug)]
 pub struct Taken {
