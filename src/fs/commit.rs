@@ -130,7 +130,8 @@ impl Fs {
             match done {
                 Ok(true) => races = 0,
                 Ok(false) => break,
-                Err(e) if e.kind() == Kind::Stale && races < RACES => {
+                // A shard that another machine has split away is not found.
+                Err(e) if matches!(e.kind(), Kind::Stale | Kind::NotFound) && races < RACES => {
                     races += 1;
                     self.reload(id).await?;
                 }

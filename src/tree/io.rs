@@ -12,6 +12,7 @@ use crate::store::{Capability, Cond, ETag, Span, Store};
 use crate::types::{DirId, Hash};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A head with more entries than this is split into shards.
@@ -22,6 +23,8 @@ const RESPLIT_ABOVE: usize = 4096;
 const SPLIT_BITS: u8 = 4;
 /// Most shard bits: 4 096 shards.
 const MAX_BITS: u8 = 12;
+/// Epochs of splits are drawn from so many above the last.
+const EPOCH_STEP: u32 = 1 << 24;
 /// Index objects in flight at once for one directory.
 const AT_ONCE: usize = 16;
 
@@ -59,6 +62,8 @@ pub struct Remote {
     pub epoch: u32,
     /// The shards.
     pub shards: Vec<Version>,
+    /// Numbers of the shards that are frozen: somebody is splitting the directory, or stopped while doing so.
+    pub frozen: BTreeSet<u32>,
 }
 
 impl Remote {
@@ -72,9 +77,10 @@ impl Remote {
         1 << self.bits
     }
 
-    /// Whether so many entries ask for a split.
+    /// Whether so many entries ask for a split. One that somebody began is taken over: frozen shards take no entries.
     pub fn wants_split(&self, entries: usize) -> bool {
         match self.bits {
+            _ if !self.frozen.is_empty() => true,
             0 => entries > SPLIT_ABOVE,
             b => b < MAX_BITS && entries > RESPLIT_ABOVE << b,
         }
@@ -150,15 +156,12 @@ impl IndexIo {
             let Role::Head { shard_bits, epoch } = node.role else {
                 return Err(Failure::Index.error("a shard lies in the place of a head"));
             };
-            let mut remote = Remote { head, bits: shard_bits, epoch, shards: Vec::new() };
+            let mut remote = Remote { head, bits: shard_bits, epoch, shards: Vec::new(), frozen: BTreeSet::new() };
             if shard_bits == 0 {
                 return Ok((remote, node.entries.into_iter().map(Arc::new).collect()));
             }
-            match self.load_shards(&dir, &remote).await {
-                Ok((shards, entries)) => {
-                    remote.shards = shards;
-                    return Ok((remote, entries));
-                }
+            match self.load_shards(&dir, &mut remote).await {
+                Ok(entries) => return Ok((remote, entries)),
                 Err(e) if !last && Failure::of(&e) == Some(Failure::Omission) => continue,
                 Err(e) => return Err(e),
             }
@@ -166,19 +169,22 @@ impl IndexIo {
         Err(Error::new(Kind::Stale, "the directory keeps being split"))
     }
 
-    async fn load_shards(&self, dir: &DirRef, remote: &Remote) -> Result<(Vec<Version>, Vec<Arc<Entry>>)> {
+    async fn load_shards(&self, dir: &DirRef, remote: &mut Remote) -> Result<Vec<Arc<Entry>>> {
+        let epoch = remote.epoch;
         let parts: Vec<(IndexNode, Version)> = stream::iter(0..remote.parts())
-            .map(|slot| self.fetch(dir, Place { epoch: remote.epoch, slot }))
+            .map(|slot| self.fetch(dir, Place { epoch, slot }))
             .buffered(AT_ONCE)
             .try_collect()
             .await?;
-        let mut shards = Vec::with_capacity(parts.len());
         let mut entries = Vec::new();
-        for (node, version) in parts {
+        for (slot, (node, version)) in (0..).zip(parts) {
             entries.extend(node.entries.into_iter().map(Arc::new));
-            shards.push(version);
+            remote.shards.push(version);
+            if node.frozen {
+                remote.frozen.insert(slot);
+            }
         }
-        Ok((shards, entries))
+        Ok(entries)
     }
 
     /// Reads one part of a directory again: the head without shards, or a shard. `Stale` when the directory was split meanwhile.
@@ -241,7 +247,7 @@ impl IndexIo {
         let dir = dir_ref(id, key);
         let node = node(Role::Head { shard_bits: 0, epoch: 0 }, None, entries);
         let head = self.put(&dir, &node, None).await?;
-        Ok(Remote { head, bits: 0, epoch: 0, shards: Vec::new() })
+        Ok(Remote { head, bits: 0, epoch: 0, shards: Vec::new(), frozen: BTreeSet::new() })
     }
 
     /// Writes the next version of one part: the head without shards, or a shard.
@@ -262,48 +268,76 @@ impl IndexIo {
     }
 
     /// Splits a directory that holds `entries` (all of them) into more shards: new shards, then the head, then the old shards
-    /// go. `Stale` when somebody else changed it meanwhile; nothing is lost then, and only unused shards may be left over.
+    /// go. `Stale` when somebody else changed it meanwhile; nothing is lost then.
+    ///
+    /// Two machines may split at once. Each writes shards of an epoch of its own, so neither touches the other's, and the swap
+    /// of the head decides.
     pub async fn split(&self, id: DirId, key: &SecretKey, remote: &Remote, entries: &[Arc<Entry>]) -> Result<Remote> {
         let dir = dir_ref(id, key);
-        let (bits, epoch) = (remote.bits + SPLIT_BITS, remote.epoch + 1);
+        let bits = (remote.bits + SPLIT_BITS).min(MAX_BITS);
+        let epoch = self.next_epoch(remote.epoch)?;
         if remote.bits > 0 {
             self.freeze(&dir, remote, entries).await?;
         }
+        let done = self.write_split(&dir, remote, bits, epoch, entries).await;
+        if matches!(&done, Err(e) if e.kind() == Kind::Stale) {
+            // The head is another's: nobody will ever ask for these shards.
+            self.drop_shards(id, epoch, 1 << bits).await?;
+        }
+        let (head, shards) = done?;
+        if remote.bits > 0 {
+            self.drop_shards(id, remote.epoch, remote.parts()).await?;
+        }
+        Ok(Remote { head, bits, epoch, shards, frozen: BTreeSet::new() })
+    }
+
+    /// An epoch above `old` that no other machine draws at the same time.
+    fn next_epoch(&self, old: u32) -> Result<u32> {
+        let step = u32::from_be_bytes(self.env.random()) % EPOCH_STEP + 1;
+        old.checked_add(step).ok_or_else(|| Error::new(Kind::TooLarge, "the directory was split too often"))
+    }
+
+    async fn write_split(
+        &self,
+        dir: &DirRef,
+        remote: &Remote,
+        bits: u8,
+        epoch: u32,
+        entries: &[Arc<Entry>],
+    ) -> Result<(Version, Vec<Version>)> {
+        let mut by_slot: BTreeMap<u32, Vec<Arc<Entry>>> = BTreeMap::new();
+        for e in entries {
+            by_slot.entry(crate::format::index::shard_of(&e.name, bits)).or_default().push(e.clone());
+        }
+        let by_slot = &by_slot;
         let shards: Vec<Version> = stream::iter(0..1u32 << bits)
-            .map(|slot| {
-                let dir = &dir;
-                async move {
-                    let mine: Vec<Arc<Entry>> =
-                        entries.iter().filter(|e| crate::format::index::shard_of(&e.name, bits) == slot).cloned().collect();
-                    let role = Role::Shard { shard_bits: bits, epoch, slot };
-                    match self.put(dir, &node(role, None, &mine), None).await {
-                        // Left over from a split that did not finish: take its place.
-                        Err(e) if e.kind() == Kind::Stale => {
-                            let (_, version) = self.fetch(dir, role.place()).await?;
-                            self.put(dir, &node(role, Some(&version), &mine), Some(&version)).await
-                        }
-                        done => done,
-                    }
-                }
+            .map(|slot| async move {
+                let role = Role::Shard { shard_bits: bits, epoch, slot };
+                let mine = by_slot.get(&slot).map_or(&[][..], Vec::as_slice);
+                self.put(dir, &node(role, None, mine), None).await
             })
             .buffered(AT_ONCE)
             .try_collect()
             .await?;
         let head = node(Role::Head { shard_bits: bits, epoch }, Some(&remote.head), &[]);
-        let head = self.put(&dir, &head, Some(&remote.head)).await?;
-        for slot in 0..if remote.bits > 0 { remote.parts() } else { 0 } {
-            let key = self.keys.index_key(&id, Place { epoch: remote.epoch, slot });
-            self.memory.forget(&key)?;
-            if let Err(e) = self.store.delete(&key).await {
-                tracing::debug!("an old shard stays behind: {e}");
-            }
-        }
-        Ok(Remote { head, bits, epoch, shards })
+        Ok((self.put(dir, &head, Some(&remote.head)).await?, shards))
     }
 
-    /// Marks all shards as frozen, so that no other machine writes to them while they are being replaced.
+    async fn drop_shards(&self, id: DirId, epoch: u32, count: u32) -> Result<()> {
+        for slot in 0..count {
+            let key = self.keys.index_key(&id, Place { epoch, slot });
+            self.memory.forget(&key)?;
+            if let Err(e) = self.store.delete(&key).await {
+                tracing::debug!("a shard that nothing names stays behind: {e}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks all shards as frozen, so that no other machine writes to them while they are being replaced. What is frozen already
+    /// does not change any more.
     async fn freeze(&self, dir: &DirRef, remote: &Remote, entries: &[Arc<Entry>]) -> Result<()> {
-        for (slot, old) in (0u32..).zip(&remote.shards) {
+        for (slot, old) in (0u32..).zip(&remote.shards).filter(|(slot, _)| !remote.frozen.contains(slot)) {
             let mine: Vec<Arc<Entry>> = entries.iter().filter(|e| remote.shard_of(&e.name) == slot).cloned().collect();
             let role = Role::Shard { shard_bits: remote.bits, epoch: remote.epoch, slot };
             self.put(dir, &IndexNode { frozen: true, ..node(role, Some(old), &mine) }, Some(old)).await?;
