@@ -121,6 +121,11 @@ pub struct Written {
     pub generation: u64,
 }
 
+/// Stored bytes of consecutive segments.
+fn body_len(layout: &Layout, segments: &[u64]) -> u64 {
+    segments.iter().filter_map(|k| layout.segment(*k)).map(|r| r.end - r.start).sum()
+}
+
 /// The sealed bytes of some segments, and their records.
 struct SealedPart {
     body: Vec<Bytes>,
@@ -245,13 +250,19 @@ impl Uploader {
         let count = self.limits().body_parts(stored.len() as u64) as u32;
         let ahead = &ahead;
         let stored = &stored;
-        let done: Vec<(Part, Vec<Record>)> = stream::iter(1..=count)
+        let segments_of = |number: u32| {
+            let r = self.limits().body_part(number);
+            &stored[r.start as usize..(r.end as usize).min(stored.len())]
+        };
+        // Stores refuse parts that are too small, but for the last one: a short end of the body goes with the tail.
+        let short = count > 0 && body_len(layout, segments_of(count)) < self.caps.min_part;
+        let alone = count - u32::from(short);
+        let mut done: Vec<(Part, Vec<Record>)> = stream::iter(1..=alone)
             .map(|number| async move {
                 if let Some(done) = ahead.get(&number) {
                     return Ok(done.clone());
                 }
-                let r = self.limits().body_part(number);
-                let segments = &stored[r.start as usize..(r.end as usize).min(stored.len())];
+                let segments = segments_of(number);
                 let done = self.part(job, layout, id, number, segments, plain).await?;
                 sent(segments.iter().map(|k| layout.seg_plain(*k)).sum());
                 Ok::<_, Error>(done)
@@ -259,25 +270,26 @@ impl Uploader {
             .buffered(PARTS_AT_ONCE)
             .try_collect()
             .await?;
-        let mut parts = Vec::with_capacity(done.len() + 1);
-        let mut by_segment: BTreeMap<u64, Record> = BTreeMap::new();
-        let mut at = 0;
-        for (part, records) in done {
-            parts.push(part);
-            for r in records {
-                by_segment.insert(stored[at], r);
-                at += 1;
-            }
+        let mut last = SealedPart { body: Vec::new(), records: Vec::new() };
+        let mut offset = layout.manifest().start;
+        if alone == 0 {
+            last.body.push(self.header(job));
+            offset = 0;
         }
+        for k in if short { segments_of(count) } else { &[] } {
+            offset = offset.min(layout.segment(*k).map_or(offset, |r| r.start));
+            let sealed = self.seal(job, *k, plain).await?;
+            last.body.extend(sealed.body);
+            last.records.extend(sealed.records);
+        }
+        let records = done.iter_mut().flat_map(|(_, r)| std::mem::take(r)).chain(last.records);
+        let mut by_segment: BTreeMap<u64, Record> = stored.iter().copied().zip(records).collect();
+        let mut parts: Vec<Part> = done.into_iter().map(|(part, _)| part).collect();
         let hole = Record::Hole { written: job.generation };
         let records = (0..job.plan.len() as u64).map(|k| by_segment.remove(&k).unwrap_or_else(|| hole.clone())).collect();
         let (root, manifest) = self.seal_tail(job, records)?;
-        let last = PartAt { number: count + 1, offset: layout.manifest().start };
-        let mut tail = vec![Bytes::from(root.tail.clone())];
-        if count == 0 {
-            tail.insert(0, self.header(job));
-        }
-        parts.push(self.store.upload_part(&job.key, id, last, tail).await?);
+        last.body.push(Bytes::from(root.tail.clone()));
+        parts.push(self.store.upload_part(&job.key, id, PartAt { number: alone + 1, offset }, last.body).await?);
         intend(job.generation, &root.trailer_hash)?;
         let meta = self.store.upload_complete(&job.key, id, &parts, job.cond.clone()).await?;
         Ok((root, manifest, meta))
