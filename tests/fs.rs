@@ -8,6 +8,8 @@ mod crash;
 mod directed;
 #[path = "fs/props.rs"]
 mod props;
+#[path = "fs/reader.rs"]
+mod reader;
 mod support;
 #[path = "fs/world.rs"]
 mod world;

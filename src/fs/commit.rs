@@ -462,12 +462,11 @@ impl Fs {
             let (done, behind) = {
                 let st = self.state.lock();
                 let Some(cell) = st.dirs.get(&id) else { return Ok(()) };
-                let done = match name {
-                    Some(n) => {
-                        !st.unborn.contains(&id) && cell.dir.pending_seq(n).is_none_or(|s| s > target && cell.dir.in_bucket(n))
-                    }
-                    None => !st.unborn.contains(&id) && cell.dir.settled_until(target),
+                let settled = match name {
+                    Some(n) => cell.dir.name_settled_until(n, target),
+                    None => cell.dir.settled_until(target),
                 };
+                let done = settled && !st.unborn.contains(&id);
                 if let Some(e) =
                     cell.error.as_ref().filter(|e| !done && (!temporary(e.kind()) || started.elapsed() > self.opts.deadline))
                 {

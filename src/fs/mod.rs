@@ -156,6 +156,7 @@ impl Drop for Counted {
 
 impl Doomed {
     pub(crate) fn object(fs: &Fs, key: String) -> Doomed {
+        fs.doomed.lock().insert(key.clone());
         Doomed { keys: vec![key], index: false, to: fs.deleter.clone(), count: fs.deletions.clone() }
     }
 
@@ -192,6 +193,9 @@ pub struct Fs {
     sink: Arc<dyn Sink>,
     deleter: tokio::sync::mpsc::UnboundedSender<Deletion>,
     deletions: Arc<AtomicU64>,
+    /// Keys of file objects that are to be deleted, until the store has said that they are. A deletion whose answer was lost is
+    /// repeated: no new object may have such a key.
+    doomed: parking_lot::Mutex<HashSet<String>>,
     /// Directories with names to write, and whether somebody waits for them.
     kicked: parking_lot::Mutex<HashSet<DirId>>,
     kick_bell: Arc<Notify>,
@@ -291,6 +295,7 @@ impl Fs {
         cell.remote = Some(remote);
         cell.fetched = Some(Instant::now());
         let pending = cell.dir.has_pending();
+        st.grown += cell.dir.len() + 1;
         self.evict(&mut st, id);
         drop(st);
         if pending {
@@ -317,6 +322,11 @@ impl Fs {
 
     /// Drops listings that nobody uses, when too many entries are in memory.
     fn evict(&self, st: &mut State, keep: DirId) {
+        // Counting costs a step per directory: only now and then.
+        if st.grown < self.opts.max_entries / 16 {
+            return;
+        }
+        st.grown = 0;
         let mut total: usize = st.dirs.values().map(|c| c.dir.len()).sum();
         if total <= self.opts.max_entries {
             return;

@@ -141,6 +141,7 @@ impl Fs {
             unborn: HashSet::new(),
             root: root.dir_id,
             seq: 0,
+            grown: 0,
         };
         st.dirs.insert(root.dir_id, DirCell::new(Dir::unloaded(root.dir_id), root.dir_key.clone(), None));
         let left = recover(&mut st, &disk, &owner(LogKind::Journal), &spool, &env)?;
@@ -165,6 +166,7 @@ impl Fs {
             sink,
             deleter,
             deletions: Arc::default(),
+            doomed: parking_lot::Mutex::default(),
             kicked: parking_lot::Mutex::default(),
             kick_bell: kick_bell.clone(),
             committed: Notify::new(),
@@ -218,8 +220,12 @@ impl Fs {
                     {
                         tracing::warn!("local state could not forget an index object: {e}");
                     }
-                    if let Err(e) = this.store.delete(key).await {
-                        tracing::warn!("an unneeded object could not be deleted and stays behind: {e}");
+                    match this.store.delete(key).await {
+                        Ok(()) => {
+                            this.doomed.lock().remove(key);
+                        }
+                        // It may still be carried out: the key stays out of use.
+                        Err(e) => tracing::warn!("an unneeded object could not be deleted and stays behind: {e}"),
                     }
                 }
             });

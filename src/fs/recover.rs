@@ -18,6 +18,7 @@ use crate::types::{DirId, FileId};
 use crate::write::spool::{DestroyLogs, Found, Head, Spool};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// What was found, for the log, the audit log and status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -172,7 +173,7 @@ impl Fs {
         loop {
             match self.find_entry(&file).await {
                 Ok(true) => return self.save_soon(&file),
-                Ok(false) => return self.discard(&file),
+                Ok(false) => return self.discard(&file).await,
                 Err(e) => {
                     tracing::warn!(file = ?file.id, "a file of an earlier mount has to wait: {e}");
                     self.sink.trouble(&e);
@@ -207,6 +208,8 @@ impl Fs {
         let below = io.version.as_ref().map_or(0, |v| v.generation);
         if whole && below < f.generation {
             // The index was written; only the spool's log was still there.
+            io.version = entry.as_ref().and_then(|e| super::io::version_of(e));
+            io.object = None;
             return Ok(false);
         }
         if below < f.generation && below > 0 && !ours {
@@ -222,16 +225,18 @@ impl Fs {
     }
 
     /// The bucket has a recovered file's contents already, or the file is gone: its spool goes.
-    fn discard(&self, file: &Arc<File>) {
-        let mut st = self.state.lock();
-        if file.opens.load(std::sync::atomic::Ordering::Acquire) == 0 {
-            st.files.remove(&file.id);
-        }
-        drop(st);
-        let Ok(mut io) = file.io.try_write() else { return };
-        let mut live = file.live.lock();
-        (live.saved, live.unborn) = (live.changes, false);
-        let logs = io.frozen.take().map(|f| f.logs().to_vec()).unwrap_or_default();
+    async fn discard(&self, file: &Arc<File>) {
+        let logs = {
+            let mut io = file.io.write().await;
+            let mut live = file.live.lock();
+            if live.unlinked && file.opens.load(Ordering::Acquire) > 0 {
+                // Unlinked meanwhile, and somebody still reads it: the last handle takes the spool along.
+                return;
+            }
+            (live.saved, live.unborn) = (live.changes, false);
+            io.frozen.take().map(|f| f.logs().to_vec()).unwrap_or_default()
+        };
         drop(DestroyLogs(logs));
+        self.retire(&mut self.state.lock(), file);
     }
 }

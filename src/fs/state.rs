@@ -106,6 +106,8 @@ pub struct State {
     pub root: DirId,
     /// Last change number.
     pub seq: u64,
+    /// Entries read from the bucket since they were last counted.
+    pub grown: usize,
 }
 
 impl State {

@@ -39,6 +39,8 @@ impl MoveToken {
 #[derive(Default)]
 struct Pending {
     seq: u64,
+    /// The bucket has all changes before this number.
+    since: u64,
     base: Option<Arc<Entry>>,
     /// Part of an index write under way: the bucket may get it any moment.
     in_flight: bool,
@@ -165,9 +167,14 @@ impl Dir {
         }
     }
 
-    /// Whether no change up to number `seq` is pending.
+    /// Whether the bucket has all changes up to number `seq`.
     pub fn settled_until(&self, seq: u64) -> bool {
-        self.pending.values().all(|p| p.seq > seq)
+        self.pending.values().all(|p| p.since > seq)
+    }
+
+    /// Whether the bucket has all changes of a name up to number `seq`.
+    pub fn name_settled_until(&self, name: &[u8], seq: u64) -> bool {
+        self.pending.get(name).is_none_or(|p| p.since > seq)
     }
 
     /// Pending names with their change numbers, and names whose entry `behind` accepts: what a journal must remember.
@@ -222,7 +229,7 @@ impl Dir {
         let shown = self.get(name).cloned();
         let Change { entry, wait, carry, after } = change;
         let known = self.loaded && !self.presumed;
-        let p = self.pending.entry(name.to_vec()).or_insert_with(|| Pending { base: shown, ..Pending::default() });
+        let p = self.pending.entry(name.to_vec()).or_insert_with(|| Pending { base: shown, since: seq, ..Pending::default() });
         p.seq = seq;
         p.after.extend(after);
         // Whoever waited for an arrival under this name waits no more once the name holds something else.
@@ -362,7 +369,7 @@ impl Dir {
                     p.carry.iter().for_each(|t| t.set());
                 }
             } else {
-                p.base = t.entry.clone();
+                (p.base, p.since) = (t.entry.clone(), t.seq + 1);
                 if p.base.is_none()
                     && !self.entries.contains_key(&t.name)
                     && let Some(p) = self.pending.remove(&t.name)
@@ -399,6 +406,22 @@ mod tests {
         v.iter().map(|e| e.attributes.uid).collect()
     }
     const ALL: fn(&[u8]) -> bool = |_| true;
+
+    #[test]
+    fn a_change_is_settled_once_the_bucket_has_it_and_not_before() {
+        let mut d = Dir::unloaded(DirId([1; 16]));
+        d.merge(vec![entry("a", 1)], ALL);
+        d.set(b"a", 5, put("a", 10));
+        let batch = d.take(|_| true, ALL, 100);
+        d.set(b"a", 6, put("a", 11));
+        // A newer change is pending: that says nothing about the one before it.
+        assert!(d.settled_until(4) && !d.settled_until(5) && !d.name_settled_until(b"a", 5));
+        d.commit(&batch);
+        assert!(d.settled_until(5) && d.name_settled_until(b"a", 5) && !d.name_settled_until(b"a", 6));
+        let batch = d.take(|_| true, ALL, 100);
+        d.commit(&batch);
+        assert!(d.settled_until(6) && d.name_settled_until(b"a", 6));
+    }
 
     #[test]
     fn a_name_that_is_not_ready_keeps_its_old_entry_in_the_bucket() {

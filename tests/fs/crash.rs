@@ -221,3 +221,24 @@ fn a_full_spool_waits_for_uploads_and_then_says_so() {
     assert_eq!(mount.get("big").unwrap().len() as u64, end);
     mount.unmount();
 }
+
+#[test]
+fn a_deletion_whose_answer_was_lost_does_not_hit_the_next_file() {
+    let world = World::new(Mode::Standard, Suite::Aes256Gcm);
+    let mount = world.fresh();
+    for round in 0..5 {
+        mount.put("f", &data(round, 1000));
+        mount.drain();
+        // The object is gone, and the mount does not know: it tries again a little later.
+        mount.faulty.script(Some(Verb::Delete), 2, Fault::After(smpfs::error::Kind::Unavailable));
+        mount.unlink("f").unwrap();
+        mount.put("f", &data(round + 100, 1000));
+        mount.drain();
+        mount.fs.drop_caches();
+        assert!(mount.get("f").unwrap() == data(round + 100, 1000), "round {round}");
+        mount.unlink("f").unwrap();
+    }
+    mount.put("f", b"last");
+    mount.unmount();
+    assert_eq!(world.fresh().get("f").unwrap(), b"last");
+}
