@@ -9,13 +9,13 @@ use super::state::State;
 use super::{Doomed, Fs};
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
-use crate::format::failure::Failure;
+use crate::format::header::Header;
 use crate::format::manifest::Hints;
 use crate::format::names::readable_key;
 use crate::read::{Ask, ObjectParts, OpenObject, Reader};
-use crate::store::{Cond, temporary};
+use crate::store::{Cond, Span, temporary};
 use crate::tree::dir::Change;
-use crate::types::{DirId, Hash, Mode, Time};
+use crate::types::{DirId, FileId, Hash, Mode, Time};
 use crate::write::layer::Layer;
 use crate::write::plan::{Old, SegPlan, segments};
 use crate::write::spool::DestroyLogs;
@@ -355,6 +355,9 @@ impl Fs {
 
     /// The condition failed: either an earlier try of ours did land, or the key is somebody else's, or another machine was first.
     async fn after_stale(&self, file: &Arc<File>, froze: Froze, key: &str, generation: u64, error: Error) -> Result<Saved> {
+        if generation == 1 && self.mode == Mode::Standard && !self.holds_file(key, file.id).await? {
+            return Ok(Saved::KeyTaken);
+        }
         let ask = Ask {
             key: key.to_owned(),
             file_id: file.id,
@@ -365,7 +368,6 @@ impl Fs {
         };
         let there = match self.within(self.reader.open(&ask)).await {
             Ok(o) => o,
-            Err(e) if generation == 1 && self.mode == Mode::Standard && Failure::of(&e).is_some() => return Ok(Saved::KeyTaken),
             Err(e) if e.kind() == Kind::NotFound => return Err(error),
             Err(e) => return Err(e),
         };
@@ -382,6 +384,20 @@ impl Fs {
             return fail(Kind::Unavailable, "an earlier upload of the file did land; it is being replaced");
         }
         Err(Error::new(Kind::Stale, "another machine changed the file first; this machine's version is kept in the spool"))
+    }
+
+    /// Whether the object at a readable key is one of the file. That it is another's is no reason for alarm: a file keeps its key
+    /// when it is renamed, and people may have put anything there.
+    async fn holds_file(&self, key: &str, file_id: FileId) -> Result<bool> {
+        let header = Header { params: self.uploader.params, file_id }.encode();
+        match self.within(self.store.get(key, Span::Range(0..header.len() as u64), None)).await {
+            Ok(got) => Ok(got.bytes[..] == header[..]),
+            // It went away meanwhile: the next try finds the key free.
+            Err(e) if e.kind() == Kind::NotFound => {
+                fail(Kind::Unavailable, "the object in the way of an upload was just removed")
+            }
+            Err(e) => Err(e),
+        }
     }
 
     async fn landed(&self, file: &Arc<File>, froze: Froze, w: Written) -> Result<()> {

@@ -432,3 +432,24 @@ fn times_and_owners_outlive_the_mount() {
         );
     }
 }
+
+#[test]
+fn a_readable_key_that_is_taken_is_no_alarm() {
+    let world = world(Mode::Standard);
+    let mount = world.fresh();
+    mount.put("f", &data(1, 1000));
+    mount.drain();
+    mount.rename("f", "g").unwrap();
+    mount.put("f", &data(2, 1000));
+    // Somebody has put a file of their own into the bucket.
+    mount.wait(world.bucket.put("plain", vec![bytes::Bytes::from_static(b"abc")], smpfs::store::Cond::Absent)).unwrap();
+    mount.put("plain", &data(3, 1000));
+    mount.drain();
+    assert_eq!(*mount.sink.corrupt.lock(), Vec::<String>::new());
+    for (name, seed) in [("g", 1), ("f", 2), ("plain", 3)] {
+        assert!(mount.get(name).unwrap() == data(seed, 1000));
+    }
+    let foreign = mount.wait(world.bucket.get("plain", smpfs::store::Span::Whole { max: 9 }, None)).unwrap();
+    assert_eq!(&foreign.bytes[..], b"abc", "what is not ours stays");
+    mount.unmount();
+}

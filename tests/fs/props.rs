@@ -8,12 +8,14 @@ use smpfs::disk::SimDisk;
 use smpfs::disk::sim::Crash;
 use smpfs::error::Kind;
 use smpfs::fs::Options;
+use smpfs::ops::Ops;
 use smpfs::store::layers::{Fault, Faulty, Verb};
 use smpfs::types::{Mode, Suite};
 use std::sync::Arc;
 use std::time::Duration;
 
 fn cases(n: u32) -> ProptestConfig {
+    let n = std::env::var("PROPTEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(n);
     ProptestConfig { cases: n, max_shrink_iters: 150, max_shrink_time: 15_000, ..ProptestConfig::default() }
 }
 
@@ -75,6 +77,34 @@ fn settled(world: &World, model: &ModelFs, mount: Mount) {
     same("another machine", &expected, &other.tree());
     assert_eq!(*other.sink.corrupt.lock(), Vec::<String>::new());
     other.unmount();
+}
+
+/// A store that fails in every way that it can.
+fn unreliable(seed: u64) -> Arc<Faulty> {
+    let faulty = Arc::new(Faulty::new(seed));
+    for (verb, rate, fault) in [
+        (None, 60, Fault::Before(Kind::Unavailable)),
+        (None, 60, Fault::After(Kind::Unavailable)),
+        (None, 10, Fault::Latency(Duration::from_millis(20))),
+        (Some(Verb::Put), 3, Fault::Stall),
+        (Some(Verb::Get), 30, Fault::Flip),
+        (Some(Verb::Get), 30, Fault::Short),
+    ] {
+        faulty.seeded(verb, rate, fault);
+    }
+    faulty
+}
+
+/// A request may fail while the store does; never with another answer than the right one or EIO.
+fn patient(target: &mut OpsTarget<'_>, op: &Op) -> Outcome {
+    let mut found = target.apply(op);
+    for _ in 0..50 {
+        if found != Outcome::Errno(libc::EIO) {
+            break;
+        }
+        found = target.apply(op);
+    }
+    found
 }
 
 proptest! {
@@ -141,29 +171,11 @@ proptest! {
     #[test]
     fn faults_of_the_store_cost_time_and_nothing_else(sequence in sequences(40), (mode, suite) in kinds(), seed in any::<u64>()) {
         let (world, model) = (World::new(mode, suite), ModelFs::new());
-        let faulty = Arc::new(Faulty::new(seed));
-        for (verb, rate, fault) in [
-            (None, 60, Fault::Before(Kind::Unavailable)),
-            (None, 60, Fault::After(Kind::Unavailable)),
-            (None, 10, Fault::Latency(Duration::from_millis(20))),
-            (Some(Verb::Put), 3, Fault::Stall),
-            (Some(Verb::Get), 30, Fault::Flip),
-            (Some(Verb::Get), 30, Fault::Short),
-        ] {
-            faulty.seeded(verb, rate, fault);
-        }
+        let faulty = unreliable(seed);
         let mount = world.mount_with(Arc::new(SimDisk::new(9)), quick(), faulty.clone(), 1 << 30);
         let (mut a, mut b) = (OpsTarget::new(&model), OpsTarget::new(&*mount.fs));
         for op in sequence.iter().filter(|op| !matches!(op, Op::Sync { .. })) {
-            let expected = a.apply(op);
-            // A request may fail while the store does; never with another answer than the right one or EIO.
-            let mut found = b.apply(op);
-            for _ in 0..50 {
-                if found == expected || found != Outcome::Errno(libc::EIO) {
-                    break;
-                }
-                found = b.apply(op);
-            }
+            let (expected, found) = (a.apply(op), patient(&mut b, op));
             prop_assert!(expected == found, "{op:?}: model {}, filesystem {}", short(&expected), short(&found));
         }
         a.close_all();
@@ -171,5 +183,86 @@ proptest! {
         mount.drain();
         faulty.clear();
         settled(&world, &model, mount);
+    }
+
+    #[test]
+    fn kills_and_faults_together_lose_nothing(sequence in sequences(60), (mode, suite) in kinds(), seed in any::<u64>(), delay in 0..40u64) {
+        let (world, model, disk) = (World::new(mode, suite), ModelFs::new(), SimDisk::new(seed));
+        let open = |n: u64| world.mount_with(disk.process(), quick(), unreliable(seed.wrapping_add(n)), 1 << 30);
+        let mut mount = open(0);
+        let sequence: Vec<Op> = sequence.into_iter().filter(|op| !matches!(op, Op::Sync { .. })).collect();
+        // Killed at every reopening, and now and then in between.
+        let pieces = pieces(&sequence).into_iter().flat_map(|p| p.chunks(15));
+        for (n, piece) in pieces.enumerate() {
+            {
+                let (mut a, mut b) = (OpsTarget::new(&model), OpsTarget::new(&*mount.fs));
+                for op in piece {
+                    let (expected, found) = (a.apply(op), patient(&mut b, op));
+                    prop_assert!(expected == found, "{op:?}: model {}, filesystem {}", short(&expected), short(&found));
+                }
+                a.close_all();
+            }
+            std::thread::sleep(Duration::from_millis(delay));
+            disk.crash(Crash::Kill);
+            mount.kill();
+            mount = open(n as u64 + 1);
+            prop_assert_eq!(mount.recovered.unreadable + mount.recovered.damaged, 0);
+        }
+        mount.drain();
+        mount.faulty.clear();
+        settled(&world, &model, mount);
+    }
+
+    #[test]
+    fn two_machines_see_one_tree(first in sequences(40), second in sequences(40), (mode, suite) in kinds()) {
+        // Each works in a directory of its own, both in the root and in one that they share.
+        let world = World::new(mode, suite);
+        let ttl = Options { dir_ttl: Duration::ZERO, ..quick() };
+        let [a, b] = [1, 2].map(|seed| world.mount(Arc::new(SimDisk::new(seed)), ttl.clone()));
+        a.mkdir("shared");
+        a.drain();
+        let dir = loop {
+            if let Ok(ino) = b.ino("shared") {
+                break ino;
+            }
+        };
+        b.fs.forget(dir, 1);
+        std::thread::scope(|s| {
+            for (who, mount, sequence) in [("a", &a, &first), ("b", &b, &second)] {
+                s.spawn(move || {
+                    for (i, op) in sequence.iter().enumerate() {
+                        let name = format!("{who}{}", i % 7);
+                        let data = crate::world::data(i as u8, 1000 * i);
+                        match op {
+                            Op::Unlink { .. } | Op::Rmdir { .. } => drop(mount.unlink(&format!("shared/{name}"))),
+                            Op::Rename { .. } => drop(mount.rename(&format!("shared/{name}"), &format!("{name}-moved"))),
+                            Op::Sync { .. } => mount.drain(),
+                            _ => mount.put(&format!("shared/{name}"), &data),
+                        }
+                    }
+                });
+            }
+        });
+        a.drain();
+        b.drain();
+        let other = world.fresh();
+        let tree = other.tree();
+        for mount in [&a, &b] {
+            for _ in 0..500 {
+                if mount.names("shared") == other.names("shared") && mount.names("") == other.names("") {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            same("a machine that took part", &tree, &mount.tree());
+        }
+        // What each of them did last is there.
+        for (who, mount) in [("a", &a), ("b", &b)] {
+            let mine = |t: &crate::world::Tree| t.keys().filter(|k| k.contains(&format!("/{who}"))).cloned().collect::<Vec<_>>();
+            prop_assert_eq!(mine(&tree), mine(&mount.tree()));
+            prop_assert_eq!(&*mount.sink.corrupt.lock(), &Vec::<String>::new());
+        }
+        b.kill();
+        a.kill();
     }
 }
