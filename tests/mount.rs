@@ -11,7 +11,17 @@ mod world;
 mod bucket;
 #[path = "mount/commands.rs"]
 mod commands;
+#[path = "mount/crash.rs"]
+mod crash;
 #[path = "mount/damage.rs"]
 mod damage;
+#[path = "mount/outage.rs"]
+mod outage;
 #[path = "mount/process.rs"]
 mod process;
+#[path = "mount/secrets.rs"]
+mod secrets;
+#[path = "mount/server.rs"]
+mod server;
+#[path = "mount/space.rs"]
+mod space;

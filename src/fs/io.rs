@@ -17,6 +17,10 @@ use std::time::Duration;
 
 /// A read that finds its version replaced looks for the new one this often.
 const CHASES: usize = 4;
+/// Versions that stay open for a while after their files are closed.
+pub(super) const RECENT: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(255);
+/// Segments of a version that stays open; what is known of each takes about 150 bytes.
+const RECENT_SEGMENTS: u64 = 512;
 /// Extents of one layer in memory; a file written in more pieces is uploaded early.
 const MAX_EXTENTS: usize = 400_000;
 
@@ -132,6 +136,10 @@ impl Fs {
     }
 
     async fn open_version(&self, file: &Arc<File>, version: &Version) -> Result<Arc<OpenObject>> {
+        // Taken out: one that turns out to be replaced in the store is not found here again.
+        if let Some(o) = self.recent.lock().pop(&file.id).filter(|o| o.trailer_hash() == version.trailer_hash) {
+            return Ok(o);
+        }
         let ask = Ask {
             key: version.key.clone(),
             file_id: file.id,
@@ -430,7 +438,14 @@ impl Fs {
             return;
         }
         // The entry takes the times of writes that changed nothing.
-        st.files.remove(&file.id);
+        if st.files.remove(&file.id).is_none() || file.live.lock().unlinked {
+            return;
+        }
+        let object = file.io.try_read().ok().and_then(|io| io.object.clone());
+        // One that failed is looked at anew the next time: somebody may have repaired it.
+        if let Some(o) = object.filter(|o| o.is_sound() && o.layout().segments() <= RECENT_SEGMENTS) {
+            self.recent.lock().put(file.id, o);
+        }
     }
 }
 

@@ -31,11 +31,11 @@ use crate::env::Env;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
 use crate::ops::Ino;
-use crate::read::Reader;
+use crate::read::{OpenObject, Reader};
 use crate::store::Store;
 use crate::tree::dir::{Change, Guard};
 use crate::tree::io::{IndexIo, Remote};
-use crate::types::{DirId, Mode};
+use crate::types::{DirId, FileId, Mode};
 use crate::write::spool::Spool;
 use crate::write::upload::Uploader;
 use file::File;
@@ -211,6 +211,9 @@ pub struct Fs {
     /// The mount takes no more changes.
     stopping: AtomicBool,
     sent_bytes: AtomicU64,
+    /// Versions that were open a short time ago: what is cached of them can be read again without asking the store, also when
+    /// it does not answer.
+    recent: parking_lot::Mutex<lru::LruCache<FileId, Arc<OpenObject>>>,
     rt: tokio::runtime::Handle,
 }
 

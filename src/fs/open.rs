@@ -176,6 +176,7 @@ impl Fs {
             hurry: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             sent_bytes: AtomicU64::new(0),
+            recent: parking_lot::Mutex::new(lru::LruCache::new(super::io::RECENT)),
             rt: tokio::runtime::Handle::current(),
             opts: options,
         });
@@ -311,6 +312,7 @@ impl Fs {
 
     /// Drops what can be read again: cached chunks.
     pub fn drop_caches(&self) {
+        self.recent.lock().clear();
         self.reader.clear();
     }
 }

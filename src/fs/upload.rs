@@ -376,9 +376,14 @@ impl Fs {
             self.settled(file, froze, there).await?;
             return Ok(Saved::Yes);
         }
+        let mut io = file.io.write().await;
+        if io.version.as_ref().is_some_and(|v| v.trailer_hash == there.trailer_hash()) {
+            // The same version under a new tag: somebody copied the object, or put it back.
+            io.object = Some(there);
+            return fail(Kind::Unavailable, "the object of the file has another tag; it is tried again with that one");
+        }
         if generation == 1 {
             // An earlier try whose answer was lost: go on from there.
-            let mut io = file.io.write().await;
             io.version = Some(Version::of(&there));
             io.object = Some(there);
             return fail(Kind::Unavailable, "an earlier upload of the file did land; it is being replaced");

@@ -213,6 +213,11 @@ impl OpenObject {
     }
 
     /// Remembers a corrupt chunk; returns whether that is news.
+    /// Whether no chunk of it has failed verification.
+    pub fn is_sound(&self) -> bool {
+        !self.any_bad.load(Ordering::Acquire)
+    }
+
     pub(super) fn condemn(&self, chunk: u64, stage: Failure) -> bool {
         let mut bad = self.bad.lock();
         if bad.contains_key(&chunk) {

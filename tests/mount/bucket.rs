@@ -64,18 +64,6 @@ impl Bucket {
         self.keys().into_iter().map(|k| (k.clone(), self.get(&k))).collect()
     }
 
-    /// Puts exactly these objects back.
-    pub fn restore(&self, all: &BTreeMap<String, Vec<u8>>) {
-        for key in self.keys() {
-            if !all.contains_key(&key) {
-                self.delete(&key);
-            }
-        }
-        for (key, bytes) in all {
-            self.put(key, bytes);
-        }
-    }
-
     /// Uploads that somebody began and did not end.
     pub fn unfinished(&self) -> usize {
         self.rt.block_on(self.store.uploads("")).unwrap().len()

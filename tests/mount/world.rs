@@ -1,6 +1,5 @@
 //! A machine of its own for each test: places for state, cache and sockets, a bucket, and the real `smpfs` on real kernel mounts.
 
-use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -168,7 +167,10 @@ impl World {
     /// Tries to mount.
     pub fn try_mount(&self, more: &[&str]) -> Said {
         let dir = self.mnt();
-        self.run(&[&["mount", &self.store, dir.to_str().unwrap(), "--log-level", "warn,smpfs=debug"], more].concat())
+        let log = self.path("mount.log");
+        let debug = ["--log-level", "warn,smpfs=debug", "--log-file", log.to_str().unwrap()];
+        let debug = if more.contains(&"--log-level") { &[] } else { &debug[..] };
+        self.run(&[&["mount", &self.store, dir.to_str().unwrap()], debug, more].concat())
     }
 
     /// Mounts in the background.
@@ -199,9 +201,7 @@ impl World {
 
     /// What the mount process wrote into its log.
     pub fn logs(&self) -> String {
-        let dirs = [self.home.clone(), self.home.join("state"), self.home.join("state/logs"), self.home.join("state/log")];
-        let files = dirs.iter().filter_map(|d| fs::read_dir(d).ok()).flatten().flatten().map(|e| e.path());
-        files.filter(|p| p.extension().is_some_and(|e| e == "log")).filter_map(|p| fs::read_to_string(p).ok()).collect()
+        fs::read_to_string(self.path("mount.log")).unwrap_or_default()
     }
 
     /// Takes whatever is mounted away.
@@ -225,7 +225,7 @@ impl Drop for World {
         if std::thread::panicking() {
             let log: Vec<String> = self.logs().lines().map(str::to_owned).collect();
             let tail = log.len().saturating_sub(60);
-            eprintln!("--- the last lines of the log in {}\n{}", self.home.display(), log[tail..].join("\n"));
+            eprintln!("--- the last lines of its log\n{}", log[tail..].join("\n"));
         }
     }
 }
@@ -295,8 +295,9 @@ impl Mount<'_> {
 
 impl Drop for Mount<'_> {
     fn drop(&mut self) {
-        self.world.clear();
-        if self.pid > 0 && alive(self.pid) {
+        // What was killed on purpose leaves its mount point as it was.
+        if self.pid > 0 {
+            self.world.clear();
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid), nix::sys::signal::Signal::SIGKILL);
         }
         if let Some(child) = &mut self.child {
@@ -392,22 +393,4 @@ pub fn read_at(path: &Path, offset: u64, len: usize) -> std::io::Result<Vec<u8>>
     let mut out = Vec::new();
     f.take(len as u64).read_to_end(&mut out)?;
     Ok(out)
-}
-
-/// Every file below a directory, with its contents.
-pub fn tree(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut out = BTreeMap::new();
-    let mut todo = vec![dir.to_owned()];
-    while let Some(d) = todo.pop() {
-        for e in fs::read_dir(&d).unwrap().map(|e| e.unwrap()) {
-            match e.file_type().unwrap() {
-                t if t.is_dir() => todo.push(e.path()),
-                t if t.is_file() => {
-                    out.insert(e.path().strip_prefix(dir).unwrap().to_owned(), fs::read(e.path()).unwrap());
-                }
-                _ => {}
-            }
-        }
-    }
-    out
 }
