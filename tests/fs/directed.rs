@@ -1,13 +1,18 @@
 //! What the bucket is made to hold, and at what price.
 
 use crate::world::{Mount, SEG, WHO, World, data, quick, same};
+use smpfs::crypto::secmem::SecretKey;
 use smpfs::disk::SimDisk;
 use smpfs::disk::sim::Crash;
+use smpfs::env::Env;
 use smpfs::error::Kind;
+use smpfs::format::entry::{Attributes, Body, Entry};
 use smpfs::fs::Options;
 use smpfs::ops::{Ops, ROOT, SetAttr};
-use smpfs::store::layers::{Fault, Verb};
-use smpfs::types::{Mode, Suite};
+use smpfs::store::Store;
+use smpfs::store::layers::{Fault, Faulty, Verb, Wrap};
+use smpfs::tree::io::{IndexIo, Memory};
+use smpfs::types::{DirId, Hash, Mode, Suite};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -452,4 +457,62 @@ fn a_readable_key_that_is_taken_is_no_alarm() {
     let foreign = mount.wait(world.bucket.get("plain", smpfs::store::Span::Whole { max: 9 }, None)).unwrap();
     assert_eq!(&foreign.bytes[..], b"abc", "what is not ours stays");
     mount.unmount();
+}
+
+struct Forgetful;
+
+impl Memory for Forgetful {
+    fn check(&self, _: &str, _: u64, _: &Hash) -> smpfs::error::Result<()> {
+        Ok(())
+    }
+    fn seen(&self, _: &str) -> bool {
+        false
+    }
+    fn remember(&self, _: &str, _: u64, _: &Hash) -> smpfs::error::Result<()> {
+        Ok(())
+    }
+    fn forget(&self, _: &str) -> smpfs::error::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_split_that_was_given_up_half_way_is_taken_over() {
+    let world = tokio::task::spawn_blocking(|| world(Mode::ZeroKnowledge)).await.unwrap();
+    let faulty = std::sync::Arc::new(Faulty::new(1));
+    let index = |store: std::sync::Arc<dyn Store>| {
+        let caps = store.caps();
+        IndexIo::new(store, caps, world.keys.clone(), std::sync::Arc::new(Forgetful), Env::real())
+    };
+    let first = index(std::sync::Arc::new(Wrap::new(world.bucket.clone(), faulty.clone())));
+    let second = index(world.bucket.clone());
+    let (id, key) = (DirId([5; 16]), SecretKey::new(&[6; 32]));
+    let entry = |i: u32| {
+        std::sync::Arc::new(Entry {
+            name: format!("n{i:04}").into_bytes(),
+            attributes: Attributes::default(),
+            body: Body::Fifo,
+            xattrs: Vec::new(),
+        })
+    };
+    let entries: Vec<_> = (0..300).map(entry).collect();
+    let whole = first.create(id, &key, &entries).await.unwrap();
+    let sharded = first.split(id, &key, &whole, &entries).await.unwrap();
+    // Every old shard is frozen, and then the first machine is gone.
+    faulty.script_on(Some(Verb::Put), "", 16, 1000, Fault::Before(Kind::Unavailable));
+    assert_eq!(first.split(id, &key, &sharded, &entries).await.unwrap_err().kind(), Kind::Unavailable);
+    let (found, listed) = second.load(id, &key).await.unwrap();
+    assert_eq!((found.frozen.len(), listed.len()), (16, 300));
+    assert!(found.wants_split(300), "a frozen shard takes no entries");
+    let more: Vec<_> = (0..301).map(entry).collect();
+    let new = second.split(id, &key, &found, &more).await.unwrap();
+    assert!(!new.wants_split(301) && new.bits == 8);
+    // The first one comes back with what it knew.
+    faulty.clear();
+    let mine: Vec<_> = entries.iter().filter(|e| sharded.shard_of(&e.name) == 0).cloned().collect();
+    let late = first.write_part(id, &key, &sharded, 0, &mine).await.unwrap_err().kind();
+    assert!(matches!(late, Kind::Stale | Kind::NotFound), "{late:?}");
+    assert_eq!(first.split(id, &key, &sharded, &entries).await.unwrap_err().kind(), Kind::Stale);
+    let (now, listed) = first.load(id, &key).await.unwrap();
+    assert_eq!((now.epoch, listed.len()), (new.epoch, 301));
 }
