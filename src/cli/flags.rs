@@ -73,7 +73,6 @@ flags! {
         "on-unavailable" on_unavailable "HOW" false "Reads while the store is away: fail or wait";
         "unmount-timeout" unmount_timeout "TIME" true "How long an unmount waits for uploads [default: until all is sent]";
         "verify" verify "HOW" true "What is verified on reading: aead or full";
-        "foreign" foreign "HOW" true "Objects that the index does not know: hide or show";
         "attribute-ttl" attribute_ttl "TIME" true "How long the kernel answers names and attributes by itself";
         "metadata-ttl" metadata_ttl "TIME" true "How long a directory index is trusted without asking the store";
         "fuse-threads" fuse_threads "N" true "Threads that take requests from the kernel";

@@ -1,7 +1,7 @@
 //! The table of settings: one line each, from which come the [`Config`] struct, its defaults, the names accepted in files,
 //! environment and options, and what `docs/CONFIGURATION.md` is checked against.
 
-use super::value::{Foreign, Fsync, LogFormat, LogTarget, Octal, OnUnavailable, Size, Value, Verify};
+use super::value::{Fsync, LogFormat, LogTarget, Octal, OnUnavailable, Size, Value, Verify};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -74,7 +74,6 @@ settings! {
     "recovery-code-file" recovery_code_file: Option<PathBuf> = "", "File that holds the recovery code, used instead of a passphrase.";
     "read-only" read_only: bool = "false", "Refuse every change.";
     "verify" verify: Verify = "aead", "What is verified on reading: `aead` is enough for an owner, `full` also checks the hash of each chunk.";
-    "foreign" foreign: Foreign = "hide", "Objects in the bucket that the index does not know: `hide` them or `show` them read-only.";
 
     ["Mount"]
     "allow-other" allow_other: bool = "false", "Let other users enter the mount (non-root needs `user_allow_other` in /etc/fuse.conf).";
@@ -90,7 +89,7 @@ settings! {
     "unmount-timeout" unmount_timeout: Option<Duration> = "", "How long an unmount waits for uploads; without a value, until all is in the bucket.";
 
     ["Memory and disk"]
-    "memory-budget" memory_budget: Size = "256MiB", "Memory for caches, prefetch and upload buffers together.";
+    "memory-budget" memory_budget: Size = "512MiB", "Memory for caches, prefetch and upload buffers together.";
     "cache-size" cache_size: Size = "10GiB", "Most disk that the sealed cache takes; 0 switches it off.";
     "cache-dir" cache_dir: PathBuf = ".", "Where the sealed cache lies.";
     "state-dir" state_dir: PathBuf = ".", "Where the spool, the pinned generations, the quarantine and the audit log lie.";

@@ -13,7 +13,7 @@ pub use dirs::{Dirs, Identity};
 pub use file::{File, StoreEntry, unknown};
 pub use keys::{Config, KEYS, Key};
 pub use suggest::nearest;
-pub use value::{Foreign, Fsync, LogFormat, LogTarget, Octal, OnUnavailable, Size, Value, Verify};
+pub use value::{Fsync, LogFormat, LogTarget, Octal, OnUnavailable, Size, Value, Verify};
 
 use crate::error::{Error, Kind, Result, fail};
 use std::io::Read;

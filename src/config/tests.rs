@@ -92,7 +92,7 @@ fn bounds_are_checked_together() {
     let world = World::new("");
     for (given, word) in [
         (vec![("memory-budget", "1MiB"), ("prefetch-window", "0")], "32MiB"),
-        (vec![("prefetch-window", "200MiB")], "half of memory-budget"),
+        (vec![("prefetch-window", "400MiB")], "half of memory-budget"),
         (vec![("retry-base", "2m")], "retry-cap"),
         (vec![("operation-timeout", "5s")], "connect-timeout"),
         (vec![("cache-size", "1MiB")], "64MiB"),

@@ -194,14 +194,6 @@ words!(
     Local = "local"
 );
 words!(
-    /// What happens to objects in the bucket that the index does not know.
-    Foreign, "hide, show",
-    /// They are not listed.
-    Hide = "hide",
-    /// They are listed, read-only.
-    Show = "show"
-);
-words!(
     /// Where log lines go.
     LogTarget, "auto, stderr, journald, file",
     /// The terminal in the foreground, journald under systemd, a file in the state directory otherwise.

@@ -8,6 +8,9 @@ use super::budget::{Budget, Pool, Share};
 use crate::crypto::aead::TAG_LEN;
 use crate::error::Result;
 use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -106,9 +109,13 @@ pub(super) struct Cache {
     chunks: moka::sync::Cache<ChunkKey, Bytes>,
     budget: Arc<Budget>,
     lower: Option<Arc<dyn LowerCache>>,
+    fetched: Mutex<LruCache<ChunkKey, ()>>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
+
+/// Chunks that the doorkeeper of the disk cache remembers: 16 GiB at the default geometry, about 20 MiB of memory when full.
+const DOORKEEPER: usize = 1 << 18;
 
 impl Cache {
     pub(super) fn new(budget: Arc<Budget>, lower: Option<Arc<dyn LowerCache>>) -> Cache {
@@ -118,7 +125,8 @@ impl Cache {
             // Not TinyLFU: it would refuse chunks that were fetched ahead and not asked for yet, and fetch them twice.
             .eviction_policy(moka::policy::EvictionPolicy::lru())
             .build();
-        Cache { chunks, budget, lower, hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
+        let fetched = Mutex::new(LruCache::new(NonZeroUsize::new(DOORKEEPER).unwrap_or(NonZeroUsize::MIN)));
+        Cache { chunks, budget, lower, fetched, hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
     }
 
     pub(super) fn budget(&self) -> &Arc<Budget> {
@@ -127,6 +135,12 @@ impl Cache {
 
     pub(super) fn lower(&self) -> Option<&Arc<dyn LowerCache>> {
         self.lower.as_ref()
+    }
+
+    /// Whether a chunk that was just fetched is worth a place on the disk: it was fetched before, and memory did not keep it.
+    /// What is read once, however large, costs the disk nothing.
+    pub(super) fn worth_disk(&self, key: &ChunkKey) -> bool {
+        self.fetched.lock().put(*key, ()).is_some()
     }
 
     /// The chunk, if it is in memory.

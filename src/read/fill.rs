@@ -119,7 +119,10 @@ impl Engine {
         let bytes = plain.freeze();
         if let Some(key) = object.chunk_key(chunk) {
             self.cache.insert(key, bytes.clone());
-            if fresh && let Some(lower) = self.cache.lower() {
+            if fresh
+                && let Some(lower) = self.cache.lower()
+                && self.cache.worth_disk(&key)
+            {
                 let (lower, bytes) = (lower.clone(), bytes.clone());
                 // Busy disks drop what they cannot take: the store still has it.
                 self.pool.try_background(move || lower.insert(&key, &bytes));

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// The shortest request that fetches ahead, bytes (but for the end of a window).
-const PIECE_MIN: u64 = 1 << 20;
+const PIECE_MIN: u64 = 2 << 20;
 
 /// One open file handle. Dropping it stops what was fetched ahead for it alone.
 pub struct Handle(Arc<Shared>);
