@@ -16,8 +16,15 @@ use std::time::Duration;
 /// How long threads get to end after everything is wiped.
 const LAST_THREADS: Duration = Duration::from_secs(5);
 
+/// How many heaps the C library may keep, where the user has not chosen. By default it keeps eight for each core, and each holds on
+/// to the large buffers that uploads and reads have freed: more than twice the memory budget.
+const HEAPS: (&str, &str) = ("MALLOC_ARENA_MAX", "2");
+
 /// Runs it.
 pub fn run(args: &MountArgs, config_file: Option<PathBuf>) -> Outcome<()> {
+    if args.foreground && !args.dry_run {
+        with_few_heaps();
+    }
     harden::harden()?;
     if args.serve {
         return serve_for_parent(args, config_file);
@@ -44,7 +51,21 @@ pub fn run(args: &MountArgs, config_file: Option<PathBuf>) -> Outcome<()> {
 pub fn start(args: &MountArgs, config_file: Option<PathBuf>, secret: &Secret) -> Outcome<u32> {
     let mut command = std::process::Command::new("/proc/self/exe");
     command.args(serving_args(args, config_file.as_deref()));
+    if std::env::var_os(HEAPS.0).is_none() {
+        command.env(HEAPS.0, HEAPS.1);
+    }
     launch(command, secret)
+}
+
+/// Starts this process anew, same id and same arguments, with [`HEAPS`]: the C library reads it once, before main. Goes on as it
+/// is where that is not possible.
+fn with_few_heaps() {
+    use std::os::unix::process::CommandExt;
+    let mut words = std::env::args_os();
+    if let (None, Ok(exe), Some(name)) = (std::env::var_os(HEAPS.0), std::env::current_exe(), words.next()) {
+        let e = std::process::Command::new(exe).arg0(name).args(words).env(HEAPS.0, HEAPS.1).exec();
+        super::warn(&format!("memory may exceed the budget: {e}"));
+    }
 }
 
 fn check_mount_point(plan: &Plan) -> Outcome<()> {
