@@ -13,7 +13,7 @@ use crate::write::spool::Head;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A read that finds its version replaced looks for the new one this often.
 const CHASES: usize = 4;
@@ -21,6 +21,8 @@ const CHASES: usize = 4;
 pub(super) const RECENT: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(255);
 /// Segments of a version that stays open; what is known of each takes about 150 bytes.
 const RECENT_SEGMENTS: u64 = 512;
+/// How long a write waits for room in a full spool.
+const ROOM_PATIENCE: Duration = Duration::from_secs(15);
 /// Extents of one layer in memory; a file written in more pieces is uploaded early.
 const MAX_EXTENTS: usize = 400_000;
 
@@ -278,13 +280,14 @@ impl Fs {
     }
 
     async fn write_file(&self, file: &Arc<File>, offset: u64, data: &[u8], append: bool) -> Result<u32> {
-        let mut tries = 0;
+        // Within the deadline of the request: who waits longer hears EIO, and not what is wrong.
+        let patience = ROOM_PATIENCE.min(self.opts.deadline);
+        let until = Instant::now() + patience;
         loop {
             match self.write_once(file, offset, data, append).await {
                 // A full spool is given the chance that a running upload frees some of it.
-                Err(e) if e.kind() == Kind::NoSpace && tries < 3 && self.uploading() => {
-                    tries += 1;
-                    let _ = tokio::time::timeout(Duration::from_secs(5), self.spool.bell().notified()).await;
+                Err(e) if e.kind() == Kind::NoSpace && Instant::now() < until && self.uploading() => {
+                    let _ = tokio::time::timeout(patience / 4, self.spool.bell().notified()).await;
                 }
                 done => return done,
             }
