@@ -157,7 +157,11 @@ impl Fs {
         let (remote, entries) = self.within(self.index.load(id, &key)).await.map_err(|e| self.report(e, id))?;
         let changed = {
             let mut st = self.state.lock();
-            st.unborn.remove(&id);
+            if st.unborn.remove(&id)
+                && let Err(e) = self.journal.done(id, std::iter::empty())
+            {
+                tracing::debug!("the journal could not note that a directory exists: {e}");
+            }
             let Some(cell) = st.dirs.get_mut(&id) else { return Ok(()) };
             let changed = cell.dir.merge(entries, |_| true);
             cell.remote = Some(remote);

@@ -148,8 +148,8 @@ pub struct Live {
     pub error: Option<Error>,
     /// Trailer hashes of the versions that attempts to upload the frozen layer may have written, also those of earlier mounts.
     pub intents: Vec<Hash>,
-    /// After a crash: the last of them may hold everything that was recovered.
-    pub whole: bool,
+    /// After a crash: those of them that hold everything that was recovered.
+    pub whole: Vec<Hash>,
     /// An error that close or fsync has still to report.
     pub unreported: bool,
     /// Has no name any more: nothing of it needs to reach the bucket.

@@ -219,7 +219,15 @@ impl Replayed {
         let (done, dead) = (std::mem::take(&mut self.done), std::mem::take(&mut self.dead));
         self.names.retain(|key, (seq, _)| !dead.contains(&key.0) && done.get(key).is_none_or(|d| *d < *seq));
         let born = std::mem::take(&mut self.born);
-        self.unborn.retain(|dir| !born.contains(dir) && !dead.contains(dir));
+        // One that no line speaks of is named by the bucket already.
+        let mut spoken = BTreeSet::new();
+        for (_, line) in self.names.values() {
+            spoken.insert(line.dir);
+            if let Some(Body::Dir { dir_id, .. }) = line.entry.as_deref().map(|e| &e.body) {
+                spoken.insert(*dir_id);
+            }
+        }
+        self.unborn.retain(|dir| !born.contains(dir) && !dead.contains(dir) && spoken.contains(dir));
         for (_, line) in self.names.values_mut() {
             line.unborn = self.unborn.contains(&line.dir);
             line.entry_unborn = matches!(line.entry.as_deref().map(|e| &e.body),

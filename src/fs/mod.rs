@@ -334,10 +334,12 @@ impl Fs {
         if total <= self.opts.max_entries {
             return;
         }
+        // A file on its way to the bucket must find its entry when it arrives.
+        let used: HashSet<DirId> = st.files.values().filter_map(|f| f.place.lock().as_ref().map(|(d, _)| *d)).collect();
         let mut idle: Vec<(Option<Instant>, DirId)> = st
             .dirs
             .iter()
-            .filter(|(id, c)| **id != keep && **id != st.root && evictable(c) && !st.unborn.contains(*id))
+            .filter(|(id, c)| **id != keep && **id != st.root && evictable(c) && !st.unborn.contains(*id) && !used.contains(*id))
             .map(|(id, c)| (c.fetched, *id))
             .collect();
         idle.sort();

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::entry::Body;
 use crate::sealedlog::{ClosedLog, LogOwner};
 use crate::tree::dir::{Change, Dir};
-use crate::types::{DirId, FileId};
+use crate::types::{DirId, FileId, Hash};
 use crate::write::spool::{DestroyLogs, Found, Head, Spool};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -136,10 +136,13 @@ fn put_file(st: &mut State, id: FileId, layers: Vec<Found>, places: &HashMap<Fil
             (head.dir_id, head.name.clone())
         })
     });
-    // The last version that was about to be written holds everything, unless data came after it.
-    let (mut whole, mut count) = (!intents.is_empty(), head.layer + 1);
+    // Versions that were about to be written from the topmost layer with data hold everything; those of lower ones do not.
+    let (mut whole, mut count) = (intents.clone(), head.layer + 1);
     for upper in layers {
-        whole = !upper.intents.is_empty() || (whole && upper.layer.is_clean());
+        if !upper.layer.is_clean() {
+            whole.clear();
+        }
+        whole.extend(&upper.intents);
         intents.extend(upper.intents);
         (size, count) = (if upper.layer.is_clean() { size } else { upper.size }, upper.head.layer + 1);
         layer.stack(upper.layer);
@@ -201,8 +204,8 @@ impl Fs {
         }
         let (ours, whole) = {
             let live = file.live.lock();
-            let ours = f.generation > 0 && live.intents.contains(&f.trailer_hash);
-            (ours, live.whole && ours)
+            let names = |hashes: &[Hash]| f.generation > 0 && hashes.contains(&f.trailer_hash);
+            (names(&live.intents), names(&live.whole))
         };
         let mut io = file.io.write().await;
         let below = io.version.as_ref().map_or(0, |v| v.generation);

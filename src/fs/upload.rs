@@ -429,8 +429,6 @@ impl Fs {
             io.version = Some(version.clone());
             io.object = Some(object);
             let mut live = file.live.lock();
-            live.saved = froze.changes;
-            live.unborn = false;
             live.unsaved_bytes = io.active.bytes();
             live.intents.clear();
             // Before the index can name the version: a later mount must know that it is ours.
@@ -442,7 +440,11 @@ impl Fs {
         let guard = DestroyLogs(logs);
         let due = {
             let mut st = self.state.lock();
-            self.point_entry(&mut st, file, froze, &version, guard)
+            let due = self.point_entry(&mut st, file, froze, &version, guard);
+            // Not a moment before the entry is pending: whoever waits for both would see neither.
+            let mut live = file.live.lock();
+            (live.saved, live.unborn) = (froze.changes, false);
+            due
         };
         drop(due);
         self.sink.saved(file.id, version.generation);

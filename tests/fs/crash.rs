@@ -242,3 +242,27 @@ fn a_deletion_whose_answer_was_lost_does_not_hit_the_next_file() {
     mount.unmount();
     assert_eq!(world.fresh().get("f").unwrap(), b"last");
 }
+
+#[test]
+fn a_landed_version_does_not_hide_what_was_about_to_follow_it() {
+    // The first of two layers is in the bucket and the journal knows; the second has noted its intent, and the process dies.
+    let (world, disk) = (world(), SimDisk::new(1));
+    let mount = world.mount(disk.process(), quick());
+    mount.put("f", &data(1, 5000));
+    mount.drain();
+    // Index writes fail from now on, so that the first layer's log stays.
+    mount.faulty.script_on(Some(Verb::Put), ".smpfs/d/", 0, 100_000, Fault::Before(smpfs::error::Kind::Unavailable));
+    mount.put("f", &data(2, 6000));
+    while mount.sink.saved.lock().len() < 2 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    mount.faulty.script_on(Some(Verb::Put), ".smpfs/o/", 0, 100_000, Fault::Before(smpfs::error::Kind::Unavailable));
+    mount.put("f", &data(3, 7000));
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    die(&disk, mount, Crash::Kill);
+    let mount = world.mount(disk.process(), quick());
+    mount.drain();
+    assert!(mount.get("f").unwrap() == data(3, 7000));
+    mount.unmount();
+    assert!(world.fresh().get("f").unwrap() == data(3, 7000));
+}

@@ -516,3 +516,31 @@ async fn a_split_that_was_given_up_half_way_is_taken_over() {
     let (now, listed) = first.load(id, &key).await.unwrap();
     assert_eq!((now.epoch, listed.len()), (new.epoch, 301));
 }
+
+#[test]
+fn a_listing_that_was_dropped_does_not_cost_a_file_on_its_way() {
+    let world = world(Mode::ZeroKnowledge);
+    let narrow = Options { max_entries: 1, ..quick() };
+    let mount = world.mount(std::sync::Arc::new(SimDisk::new(1)), narrow);
+    for d in ["a", "b", "c"] {
+        mount.mkdir(d);
+        mount.put(&format!("{d}/f"), &data(1, 1000));
+    }
+    mount.drain();
+    mount.unmount();
+    let mount = world.mount(std::sync::Arc::new(SimDisk::new(2)), Options { max_entries: 1, ..quick() });
+    let dir = mount.ino("a").unwrap();
+    mount.put("a/f", &data(2, 2000));
+    mount.drain();
+    mount.faulty.script_on(Some(Verb::Put), "/o/", 0, 1, Fault::Latency(Duration::from_millis(300)));
+    mount.put("a/f", &data(3, 3000));
+    mount.fs.forget(dir, 10);
+    for d in ["b", "c", "b", "c"] {
+        let ino = mount.ino(d).unwrap();
+        mount.wait(mount.fs.lookup(WHO, ino, b"f")).unwrap();
+    }
+    mount.drain();
+    mount.fs.drop_caches();
+    assert!(mount.get("a/f").unwrap() == data(3, 3000));
+    nothing_left_over(&world, mount);
+}

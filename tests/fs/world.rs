@@ -317,6 +317,11 @@ impl Mount {
         list(self.rt.as_ref().unwrap(), &*self.fs, ino).unwrap().into_iter().map(|e| String::from_utf8(e.0).unwrap()).collect()
     }
 
+    /// The whole tree, unless something cannot be read now.
+    pub fn try_tree(&self) -> Result<Tree, Error> {
+        tree(self.rt.as_ref().unwrap(), &*self.fs)
+    }
+
     /// The whole tree as a program sees it.
     pub fn tree(&self) -> Tree {
         tree(self.rt.as_ref().unwrap(), &*self.fs).unwrap()
