@@ -44,6 +44,13 @@ pub struct Ahead {
     failed: bool,
 }
 
+impl Ahead {
+    /// Whether anything of the file is on its way.
+    pub fn begun(&self) -> bool {
+        self.last > 0
+    }
+}
+
 /// A piece of the active layer, as it was.
 struct Excerpt(Arc<Layer>);
 
@@ -109,6 +116,7 @@ impl Fs {
             None => {
                 let key = self.first_key(file);
                 let id = self.store.upload_start(&key).await?;
+                plain.0.note_upload(&self.spool, &key, &id)?;
                 let started = Started { id: id.clone(), parts: BTreeMap::new() };
                 file.ahead.lock().started = Some((key.clone(), started));
                 (key, id)
@@ -203,10 +211,8 @@ impl Fs {
 
     /// Drops an upload that was begun ahead and is of no use.
     pub(super) async fn give_up_ahead(&self, file: &File) {
-        if let Some((key, started)) = self.take_ahead(file).await
-            && let Err(e) = self.store.upload_abort(&key, &started.id).await
-        {
-            tracing::debug!("an upload begun ahead could not be aborted: {e}");
+        if let Some((key, started)) = self.take_ahead(file).await {
+            self.uploader.abort(&key, &started.id).await;
         }
     }
 }

@@ -275,6 +275,9 @@ impl Fs {
                         st.files.remove(&f.file_id);
                     }
                     file.progress.notify_waiters();
+                    if let Some(fs) = self.arc().filter(|_| file.ahead.lock().begun()) {
+                        self.rt.spawn(async move { fs.give_up_ahead(&file).await });
+                    }
                 }
             }
             Body::Dir { dir_id, .. } => {

@@ -17,7 +17,7 @@ use crate::keyring::{Known, ObjectName};
 use crate::ops::{Invalidate, Invalidations};
 use crate::read::Reader;
 use crate::sealedlog::{LogKind, LogOwner};
-use crate::store::Store;
+use crate::store::{Store, UploadId};
 use crate::tree::dir::Dir;
 use crate::tree::io::{IndexIo, Memory};
 use crate::types::{DirId, FileId, Hash, Mode};
@@ -132,6 +132,7 @@ impl Fs {
             memory: Arc::new(Semaphore::new(kib as usize)),
             memory_kib: kib,
             counter: AtomicU64::new(0),
+            strays: parking_lot::Mutex::default(),
         });
         let mut st = State {
             nodes: HashMap::new(),
@@ -180,7 +181,7 @@ impl Fs {
             rt: tokio::runtime::Handle::current(),
             opts: options,
         });
-        fs.start(kick_bell, deletions, left.files);
+        fs.start(kick_bell, deletions, left.files, left.uploads);
         Ok((fs, left.report))
     }
 
@@ -189,6 +190,7 @@ impl Fs {
         bell: Arc<Notify>,
         deletions: mpsc::UnboundedReceiver<Deletion>,
         recovered: Vec<Arc<super::file::File>>,
+        uploads: Vec<(String, UploadId)>,
     ) {
         self.rt.spawn(Fs::committer(Arc::downgrade(self), bell));
         self.rt.spawn(Fs::sweeper(Arc::downgrade(self), deletions));
@@ -198,6 +200,12 @@ impl Fs {
         for file in recovered {
             self.rt.spawn(self.clone().resume(file));
         }
+        let uploader = self.uploader.clone();
+        self.rt.spawn(async move {
+            for (key, id) in uploads {
+                uploader.abort(&key, &id).await;
+            }
+        });
         let pending: Vec<DirId> = {
             let st = self.state.lock();
             st.dirs.iter().filter(|(id, c)| c.dir.has_pending() || st.unborn.contains(*id)).map(|(id, _)| *id).collect()

@@ -13,6 +13,7 @@ use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::entry::Body;
 use crate::sealedlog::{ClosedLog, LogOwner};
+use crate::store::UploadId;
 use crate::tree::dir::{Change, Dir};
 use crate::types::{DirId, FileId, Hash};
 use crate::write::spool::{DestroyLogs, Found, Head, Spool};
@@ -38,6 +39,8 @@ pub(super) struct Left {
     pub journal: Journal,
     pub files: Vec<Arc<File>>,
     pub report: Recovered,
+    /// Multipart uploads that nobody will finish.
+    pub uploads: Vec<(String, UploadId)>,
     /// What is lost.
     pub losses: Vec<Error>,
 }
@@ -55,6 +58,7 @@ pub(super) fn recover(st: &mut State, disk: &Arc<dyn Disk>, journal_owner: &LogO
     for e in &unreadable {
         tracing::error!("a log of an earlier mount cannot be read and is left where it is: {e}");
     }
+    let uploads = found.iter_mut().flat_map(|f| std::mem::take(&mut f.uploads)).collect();
     let places = put_names(st, &replayed);
     let mut files = put_files(st, found, &places, spool);
     files.extend(put_empty_files(st, &replayed));
@@ -63,7 +67,7 @@ pub(super) fn recover(st: &mut State, disk: &Arc<dyn Disk>, journal_owner: &LogO
     old.iter().try_for_each(ClosedLog::destroy)?;
     let report = Recovered { names: lines.len(), files: files.len(), damaged: damaged.len(), unreadable: unreadable.len() };
     let losses = damaged.into_iter().chain(unreadable).collect();
-    Ok(Left { journal, files, report, losses })
+    Ok(Left { journal, files, report, uploads, losses })
 }
 
 /// Makes the cell of a directory, when it is not there.

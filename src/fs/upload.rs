@@ -13,13 +13,13 @@ use crate::format::header::Header;
 use crate::format::manifest::Hints;
 use crate::format::names::readable_key;
 use crate::read::{Ask, ObjectParts, OpenObject, Reader};
-use crate::store::{Cond, Span, temporary};
+use crate::store::{Cond, Span, UploadId, temporary};
 use crate::tree::dir::Change;
 use crate::types::{DirId, FileId, Hash, Mode, Time};
 use crate::write::layer::Layer;
 use crate::write::plan::{Old, SegPlan, segments};
 use crate::write::spool::DestroyLogs;
-use crate::write::upload::{Job, OldObject, Plain, Started, Written};
+use crate::write::upload::{Job, OldObject, Plain, Started, Watch, Written};
 use async_trait::async_trait;
 use std::ops::Range;
 use std::sync::Arc;
@@ -62,6 +62,30 @@ impl Plain for Source {
             }
         }
         Ok(buf)
+    }
+}
+
+/// Keeps count of an upload, and of what a later mount must know of it.
+struct Observer<'a> {
+    fs: &'a Fs,
+    file: &'a File,
+    layer: &'a Layer,
+}
+
+impl Watch for Observer<'_> {
+    fn began(&self, key: &str, id: &UploadId) -> Result<()> {
+        self.layer.note_upload(&self.fs.spool, key, id)
+    }
+
+    fn intend(&self, generation: u64, hash: &Hash) -> Result<()> {
+        self.file.live.lock().intends(*hash);
+        self.layer.intend(&self.fs.spool, generation, &hash.0)
+    }
+
+    fn sent(&self, bytes: u64) {
+        self.file.live.lock().sent_bytes += bytes;
+        self.fs.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.file.progress.notify_waiters();
     }
 }
 
@@ -206,18 +230,37 @@ impl Fs {
     /// One attempt to save what a file has now.
     async fn save(&self, file: &Arc<File>) -> Result<()> {
         let _turn = file.upload.lock().await;
-        let old = self.base(file).await?;
+        let old = self.base(file).await;
         let Some((layer, froze)) = self.freeze(file).await else {
             self.give_up_ahead(file).await;
             return Ok(());
         };
+        let (old, lost) = match old {
+            Err(e) if e.kind() == Kind::Corrupt => (None, Some(self.replaceable(file, &layer, froze, e).await?)),
+            old => (old?, None),
+        };
         let mut readable = true;
         loop {
-            match self.save_version(file, &layer, froze, old.clone(), readable).await? {
+            match self.save_version(file, &layer, froze, old.clone(), lost.as_ref(), readable).await? {
                 Saved::Yes => return Ok(()),
                 Saved::KeyTaken => readable = false,
             }
         }
+    }
+
+    /// The old version is damaged: a file that was written anew from end to end replaces it all the same, for that is how a
+    /// person repairs it. Gives what the new version must follow and replace; else the error.
+    async fn replaceable(&self, file: &File, layer: &Layer, froze: Froze, damage: Error) -> Result<(Version, Cond)> {
+        let version = file.io.read().await.version.clone();
+        let hidden = layer.limit() == 0 || layer.covers(0..froze.size.max(version.as_ref().map_or(0, |v| v.size)));
+        let Some(version) = version.filter(|_| hidden) else { return Err(damage) };
+        let cond = match self.store.head(&version.key).await {
+            Ok(meta) if self.uploader.caps.put_if_match => Cond::Match(meta.etag),
+            Err(e) if e.kind() == Kind::NotFound && self.uploader.caps.put_if_absent => Cond::Absent,
+            Err(e) if e.kind() != Kind::NotFound => return Err(e),
+            _ => Cond::Any,
+        };
+        Ok((version, cond))
     }
 
     /// Takes the active layer out of the way of new writes. `None` when there is nothing to save.
@@ -261,24 +304,32 @@ impl Fs {
         layer: &Arc<Layer>,
         froze: Froze,
         old: Option<Arc<OpenObject>>,
+        lost: Option<&(Version, Cond)>,
         readable: bool,
     ) -> Result<Saved> {
         let (hints, path_key) = self.hints(file, froze);
         let plan = self.plan(layer, froze.size, old.as_deref());
-        let ahead = self.usable_ahead(file, &plan, old.is_none()).await;
+        let ahead = self.usable_ahead(file, &plan, old.is_none() && lost.is_none()).await;
         let key = match (&old, &ahead) {
             (Some(o), _) => o.key().to_owned(),
+            (None, _) if lost.is_some() => lost.map_or_else(String::new, |(v, _)| v.key.clone()),
             (None, Some((key, _))) => key.clone(),
             (None, None) => path_key.filter(|_| readable).unwrap_or_else(|| crate::format::names::object_key(&file.id)),
         };
-        let generation = old.as_ref().map_or(1, |o| o.generation() + 1);
+        let below = old.as_ref().map(|o| (o.generation(), o.trailer_hash()));
+        let below = below.or(lost.map(|(v, _)| (v.generation, v.trailer_hash)));
+        let generation = below.map_or(1, |(g, _)| g + 1);
+        let cond = match lost {
+            Some((_, cond)) => cond.clone(),
+            None => self.condition(old.as_deref(), &key).await?,
+        };
         let job = Job {
             file_id: file.id,
             file_key: file.key.clone(),
             generation,
-            previous: old.as_ref().map_or(Hash::ZERO, |o| o.trailer_hash()),
+            previous: below.map_or(Hash::ZERO, |(_, hash)| hash),
             key: key.clone(),
-            cond: self.condition(old.as_deref(), &key).await?,
+            cond,
             size: froze.size,
             hints,
             plan,
@@ -291,16 +342,8 @@ impl Fs {
             started: ahead.map(|(_, s)| s),
         };
         let source = Source { layer: layer.clone(), old: old.clone(), reader: self.reader.clone() };
-        let intend = |generation: u64, hash: &Hash| {
-            file.live.lock().intends(*hash);
-            layer.intend(&self.spool, generation, &hash.0)
-        };
-        let sent = |n: u64| {
-            file.live.lock().sent_bytes += n;
-            self.sent_bytes.fetch_add(n, Ordering::Relaxed);
-            file.progress.notify_waiters();
-        };
-        match self.uploader.write(job, &source, &intend, &sent).await {
+        let watch = Observer { fs: self, file, layer };
+        match self.uploader.write(job, &source, &watch).await {
             Ok(written) => self.landed(file, froze, written).await.map(|()| Saved::Yes),
             Err(e) if e.kind() == Kind::Stale => self.after_stale(file, froze, &key, generation, e).await,
             Err(e) => Err(e),
@@ -315,9 +358,7 @@ impl Fs {
         if first && whole {
             return Some((key, started));
         }
-        if let Err(e) = self.store.upload_abort(&key, &started.id).await {
-            tracing::debug!("an upload begun ahead could not be aborted: {e}");
-        }
+        self.uploader.abort(&key, &started.id).await;
         None
     }
 

@@ -8,6 +8,7 @@ use super::extents::{ExtentMap, Source};
 use super::spool::{Head, HeadVersion, Spool, SpoolLog};
 use crate::error::Result;
 use crate::sealedlog::RecordPos;
+use crate::store::UploadId;
 use crate::types::CHUNK_SIZE;
 use std::ops::Range;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub mod record {
     pub const INTENT: u8 = 5;
     /// The version that the layer lies on from now on, as in the head.
     pub const BASE: u8 = 6;
+    /// `key length u16 | key | upload id`: a multipart upload was begun.
+    pub const UPLOAD: u8 = 7;
 }
 
 /// What a replayed record says of the file's size.
@@ -162,6 +165,15 @@ impl Layer {
     pub fn annex(&mut self, spool: &Spool, head: &Head) -> Result<()> {
         self.logs.push(spool.create(head)?);
         Ok(())
+    }
+
+    /// Notes in the log that a multipart upload was begun, so that a later mount can abort it.
+    pub fn note_upload(&self, spool: &Spool, key: &str, id: &UploadId) -> Result<()> {
+        let len = u16::try_from(key.len()).unwrap_or(u16::MAX).to_be_bytes();
+        match self.logs.last() {
+            Some(log) => spool.append(log, record::UPLOAD, &[&len, key.as_bytes(), id.0.as_bytes()]).map(|_| ()),
+            None => Ok(()),
+        }
     }
 
     /// Everything so far is durable on the local disk.

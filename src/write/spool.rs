@@ -11,6 +11,7 @@ use crate::error::{Error, Kind, Result, fail};
 use crate::format::failure::Failure;
 use crate::format::wire::{Reader, Writer};
 use crate::sealedlog::{ClosedLog, LogOwner, RecordPos, SealedLog};
+use crate::store::UploadId;
 use crate::types::{DirId, FileId, Hash};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -132,6 +133,8 @@ pub struct Found {
     pub size: u64,
     /// Trailer hashes of the versions that were about to be written from it, one for each attempt.
     pub intents: Vec<Hash>,
+    /// Multipart uploads that were begun from it.
+    pub uploads: Vec<(String, UploadId)>,
     /// Data behind this point of time was lost, and not by a crash alone.
     pub damage: Option<Error>,
 }
@@ -189,6 +192,13 @@ impl Head {
         r.finish()?;
         Ok(Head { file_id, file_key, dir_id, dir_key, name, layer, size, version })
     }
+}
+
+/// Key and id of a multipart upload.
+fn read_upload(payload: &[u8]) -> Option<(String, UploadId)> {
+    let len = usize::from(u16::from_be_bytes(payload.get(..2)?.try_into().ok()?));
+    let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(str::to_owned);
+    Some((text(payload.get(2..2 + len)?)?, UploadId(text(payload.get(2 + len..)?)?)))
 }
 
 /// The trailer hash behind the generation of an intent.
@@ -286,7 +296,7 @@ impl Spool {
         let Some(closed) = ClosedLog::open(self.disk.clone(), path, &self.owner)? else { return Ok(None) };
         let mut head = None;
         let mut layer = Layer::default();
-        let (mut size, mut intents, mut base) = (0, Vec::new(), None);
+        let (mut size, mut intents, mut base, mut uploads) = (0, Vec::new(), None, Vec::new());
         let tail = closed.replay(|r| {
             match r.kind {
                 record::HEAD => {
@@ -295,6 +305,7 @@ impl Spool {
                     head = Some(h);
                 }
                 record::INTENT => intents.extend(read_intent(&r.payload)),
+                record::UPLOAD => uploads.extend(read_upload(&r.payload)),
                 record::BASE => base = Some(HeadVersion::decode(&r.payload)?),
                 kind => size = layer.replay(kind, &r.payload, r.pos).apply(size),
             }
@@ -312,6 +323,6 @@ impl Spool {
         });
         self.used.bytes.fetch_add(len, Ordering::AcqRel);
         layer.adopt(log);
-        Ok(Some(Found { head, layer, size, intents, damage }))
+        Ok(Some(Found { head, layer, size, intents, uploads, damage }))
     }
 }

@@ -29,6 +29,8 @@ use zeroize::Zeroizing;
 
 /// Objects up to this length are written with one PUT.
 pub const SINGLE_PUT: u64 = 16 << 20;
+/// Unfinished uploads remembered for a later abort.
+const MAX_STRAYS: usize = 1024;
 /// Parts of one upload under way at once.
 const PARTS_AT_ONCE: usize = 4;
 
@@ -37,6 +39,16 @@ const PARTS_AT_ONCE: usize = 4;
 pub trait Plain: Send + Sync {
     /// Plaintext bytes of `range`, from layers, old version and zeros.
     async fn plain(&self, range: Range<u64>) -> Result<Zeroizing<Vec<u8>>>;
+}
+
+/// Who hears how an upload goes.
+pub trait Watch: Send + Sync {
+    /// A multipart upload was begun: whoever finds this after a crash aborts it.
+    fn began(&self, key: &str, id: &UploadId) -> Result<()>;
+    /// Generation and trailer hash are known, and the bucket may hold them from now on.
+    fn intend(&self, generation: u64, hash: &Hash) -> Result<()>;
+    /// The store has taken so many more bytes of plaintext.
+    fn sent(&self, bytes: u64);
 }
 
 /// The old version, for segments that stay as they are.
@@ -70,6 +82,8 @@ pub struct Uploader {
     pub memory_kib: u32,
     /// Counts segment secrets of this process.
     pub counter: AtomicU64,
+    /// Unfinished uploads that are still to be aborted.
+    pub strays: parking_lot::Mutex<Vec<(String, UploadId)>>,
 }
 
 /// A version to write.
@@ -138,17 +152,10 @@ impl Uploader {
         PartLimits { max_parts: self.caps.max_parts }
     }
 
-    /// Writes a version. `intend` is called once generation and trailer hash are known and before the bucket can hold them;
-    /// `sent` with every plaintext byte count that the store has taken.
+    /// Writes a version, and tells `watch` how it goes.
     ///
     /// After an error the bucket holds the old version, or (when the answer was lost) the new one.
-    pub async fn write(
-        &self,
-        job: Job,
-        plain: &dyn Plain,
-        intend: &(dyn Fn(u64, &Hash) -> Result<()> + Send + Sync),
-        sent: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<Written> {
+    pub async fn write(&self, job: Job, plain: &dyn Plain, watch: &dyn Watch) -> Result<Written> {
         let holes: Vec<u64> = (0..).zip(&job.plan).filter(|(_, p)| **p == SegPlan::Hole).map(|(k, _)| k).collect();
         let stored = job.plan.len() as u64 - holes.len() as u64;
         let layout = Layout::new(self.params.geometry, job.size, holes);
@@ -163,8 +170,8 @@ impl Uploader {
             return fail(Kind::TooLarge, "the file needs more parts than this store takes");
         }
         match single {
-            true => self.write_single(job, layout, plain, intend, sent).await,
-            false => self.write_parts(job, layout, plain, intend, sent).await,
+            true => self.write_single(job, layout, plain, watch).await,
+            false => self.write_parts(job, layout, plain, watch).await,
         }
     }
 
@@ -187,14 +194,7 @@ impl Uploader {
         Ok((root, manifest))
     }
 
-    async fn write_single(
-        &self,
-        job: Job,
-        layout: Layout,
-        plain: &dyn Plain,
-        intend: &(dyn Fn(u64, &Hash) -> Result<()> + Send + Sync),
-        sent: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<Written> {
+    async fn write_single(&self, job: Job, layout: Layout, plain: &dyn Plain, watch: &dyn Watch) -> Result<Written> {
         let _room = self.room(layout.object_len()).await?;
         let mut body = vec![self.header(&job)];
         let mut records = Vec::with_capacity(job.plan.len());
@@ -205,36 +205,30 @@ impl Uploader {
         }
         let (root, manifest) = self.seal_tail(&job, records)?;
         body.push(Bytes::from(root.tail.clone()));
-        intend(job.generation, &root.trailer_hash)?;
+        watch.intend(job.generation, &root.trailer_hash)?;
         let meta = self.store.put(&job.key, body, job.cond.clone()).await?;
-        sent(job.size);
+        watch.sent(job.size);
         Ok(Written { root, manifest, meta, key: job.key, generation: job.generation })
     }
 
-    async fn write_parts(
-        &self,
-        mut job: Job,
-        layout: Layout,
-        plain: &dyn Plain,
-        intend: &(dyn Fn(u64, &Hash) -> Result<()> + Send + Sync),
-        sent: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<Written> {
+    async fn write_parts(&self, mut job: Job, layout: Layout, plain: &dyn Plain, watch: &dyn Watch) -> Result<Written> {
         let Started { id, parts: ahead } = match job.started.take() {
             Some(s) => s,
-            None => Started { id: self.store.upload_start(&job.key).await?, parts: BTreeMap::new() },
+            None => {
+                let id = self.store.upload_start(&job.key).await?;
+                watch.began(&job.key, &id)?;
+                Started { id, parts: BTreeMap::new() }
+            }
         };
-        let result = self.all_parts(&job, &layout, &id, ahead, plain, intend, sent).await;
-        if let Err(e) = &result
-            && e.kind() != Kind::Unavailable
-            && let Err(e) = self.store.upload_abort(&job.key, &id).await
-        {
-            tracing::debug!("an unfinished upload could not be aborted: {e}");
+        let result = self.all_parts(&job, &layout, &id, ahead, plain, watch).await;
+        if result.is_err() {
+            self.abort(&job.key, &id).await;
         }
         let (root, manifest, meta) = result?;
+        self.abort_strays().await;
         Ok(Written { root, manifest, meta, key: job.key, generation: job.generation })
     }
 
-    #[allow(clippy::too_many_arguments)]
     async fn all_parts(
         &self,
         job: &Job,
@@ -242,8 +236,7 @@ impl Uploader {
         id: &UploadId,
         ahead: BTreeMap<u32, (Part, Vec<Record>)>,
         plain: &dyn Plain,
-        intend: &(dyn Fn(u64, &Hash) -> Result<()> + Send + Sync),
-        sent: &(dyn Fn(u64) + Send + Sync),
+        watch: &dyn Watch,
     ) -> Result<(SealedRoot, Manifest, Meta)> {
         // Segments that are stored, in order: parts count these.
         let stored: Vec<u64> = (0..job.plan.len() as u64).filter(|k| !layout.is_hole(*k)).collect();
@@ -264,7 +257,7 @@ impl Uploader {
                 }
                 let segments = segments_of(number);
                 let done = self.part(job, layout, id, number, segments, plain).await?;
-                sent(segments.iter().map(|k| layout.seg_plain(*k)).sum());
+                watch.sent(segments.iter().map(|k| layout.seg_plain(*k)).sum());
                 Ok::<_, Error>(done)
             })
             .buffered(PARTS_AT_ONCE)
@@ -290,9 +283,28 @@ impl Uploader {
         let (root, manifest) = self.seal_tail(job, records)?;
         last.body.push(Bytes::from(root.tail.clone()));
         parts.push(self.store.upload_part(&job.key, id, PartAt { number: alone + 1, offset }, last.body).await?);
-        intend(job.generation, &root.trailer_hash)?;
+        watch.intend(job.generation, &root.trailer_hash)?;
         let meta = self.store.upload_complete(&job.key, id, &parts, job.cond.clone()).await?;
         Ok((root, manifest, meta))
+    }
+
+    /// Aborts an upload; one that the store does not let go of now is tried again later.
+    pub async fn abort(&self, key: &str, id: &UploadId) {
+        if let Err(e) = self.store.upload_abort(key, id).await {
+            tracing::debug!("an unfinished upload could not be aborted: {e}");
+            let mut strays = self.strays.lock();
+            if strays.len() < MAX_STRAYS {
+                strays.push((key.to_owned(), id.clone()));
+            }
+        }
+    }
+
+    /// Aborts what could not be aborted before.
+    async fn abort_strays(&self) {
+        let strays = std::mem::take(&mut *self.strays.lock());
+        for (key, id) in strays {
+            self.abort(&key, &id).await;
+        }
     }
 
     /// Uploads one part: `segments` are consecutive stored segments.
