@@ -81,6 +81,9 @@ impl Fs {
             return self.save_soon(file);
         }
         let seg = self.uploader.params.geometry.seg_size();
+        if file.live.lock().unlinked {
+            return;
+        }
         if io.size < MIN_SEGMENTS * seg || io.version.is_some() || io.frozen.is_some() || !self.uploader.caps.multipart {
             return;
         }
@@ -116,7 +119,10 @@ impl Fs {
             None => {
                 let key = self.first_key(file);
                 let id = self.store.upload_start(&key).await?;
-                plain.0.note_upload(&self.spool, &key, &id)?;
+                if let Err(e) = plain.0.note_upload(&self.spool, &key, &id) {
+                    self.uploader.abort(&key, &id).await;
+                    return Err(e);
+                }
                 let started = Started { id: id.clone(), parts: BTreeMap::new() };
                 file.ahead.lock().started = Some((key.clone(), started));
                 (key, id)

@@ -150,13 +150,17 @@ impl Fs {
 
     /// Reads a directory again after a lost race, and merges.
     pub(super) async fn reload(&self, id: DirId) -> Result<()> {
-        let key = match self.start_from(id) {
-            Some(c) => c.key,
-            None => return Ok(()),
+        let (remote, entries, mut st) = loop {
+            let writes = self.state.lock().dirs.get(&id).map(|c| c.writes);
+            let Some(key) = self.start_from(id).map(|c| c.key) else { return Ok(()) };
+            let (remote, entries) = self.within(self.index.load(id, &key)).await.map_err(|e| self.report(e, id))?;
+            let st = self.state.lock();
+            // What was read may be older than what was written meanwhile.
+            if st.dirs.get(&id).map(|c| c.writes) == writes {
+                break (remote, entries, st);
+            }
         };
-        let (remote, entries) = self.within(self.index.load(id, &key)).await.map_err(|e| self.report(e, id))?;
         let changed = {
-            let mut st = self.state.lock();
             if st.unborn.remove(&id)
                 && let Err(e) = self.journal.done(id, std::iter::empty())
             {
@@ -168,8 +172,15 @@ impl Fs {
             cell.fetched = Some(Instant::now());
             changed
         };
+        drop(st);
         self.tell_kernel(id, changed);
         Ok(())
+    }
+
+    /// Reads a directory again when its listing is old: before something rests on its being empty.
+    pub(super) async fn fresh_dir(&self, id: DirId) -> Result<()> {
+        let old = self.state.lock().dirs.get(&id).is_some_and(|c| c.remote.is_some() && self.is_stale(c));
+        if old { self.reload(id).await } else { Ok(()) }
     }
 
     /// Takes the names of one part that can be written, with what the part shall hold.
@@ -194,6 +205,7 @@ impl Fs {
             st.unborn.remove(&id);
             let Some(cell) = st.dirs.get_mut(&id) else { return };
             update(cell);
+            cell.writes += 1;
             cell.fetched = Some(Instant::now());
             let (due, arrived) = cell.dir.commit(batch);
             // A file that is behind stays in the journal: it tells a later mount where the spool's data belongs.

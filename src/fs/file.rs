@@ -92,8 +92,6 @@ pub struct Io {
     pub froze: Froze,
     /// Takes writes.
     pub active: Layer,
-    /// Number of the next layer.
-    pub layers: u64,
     /// Current size.
     pub size: u64,
 }
@@ -150,6 +148,8 @@ pub struct Live {
     pub intents: Vec<Hash>,
     /// After a crash: those of them that hold everything that was recovered.
     pub whole: Vec<Hash>,
+    /// Found after a crash, and its entry is not looked up yet: nothing is uploaded before.
+    pub held: bool,
     /// An error that close or fsync has still to report.
     pub unreported: bool,
     /// Has no name any more: nothing of it needs to reach the bucket.
@@ -193,6 +193,8 @@ pub struct File {
     pub opens: AtomicU32,
     /// Counts the times that another machine replaced the contents: a handle opened before must not read on.
     pub epoch: AtomicU64,
+    /// Dropped with the file: the object of an upload that landed after the file was unlinked.
+    pub guards: parking_lot::Mutex<Vec<crate::tree::dir::Guard>>,
     /// Parts uploaded before the file was closed.
     pub ahead: parking_lot::Mutex<Ahead>,
     /// Set when an upload finished or failed.
@@ -224,6 +226,7 @@ impl File {
             place: parking_lot::Mutex::new(place),
             opens: AtomicU32::new(0),
             epoch: AtomicU64::new(0),
+            guards: parking_lot::Mutex::default(),
             ahead: parking_lot::Mutex::default(),
             progress: tokio::sync::Notify::new(),
         }

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// A read that finds its version replaced looks for the new one this often.
-const CHASES: usize = 4;
+const CHASES: usize = 16;
 /// Versions that stay open for a while after their files are closed.
 pub(super) const RECENT: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(255);
 /// Segments of a version that stays open; what is known of each takes about 150 bytes.
@@ -51,6 +51,10 @@ impl Fs {
         }
         let place = st.nodes.get(&ino).and_then(|n| n.place.clone());
         let unlinked = place.is_none();
+        if unlinked && version_of(&e).is_none() {
+            // Replaced between the kernel's lookup and its open, before it was ever uploaded: the kernel looks the name up again.
+            return fail(Kind::Stale, "the file was replaced");
+        }
         let file = Arc::new(File::new(f.file_id, f.file_key.clone(), place, version_of(&e)));
         file.live.lock().unlinked = unlinked;
         st.files.insert(f.file_id, file.clone());
@@ -125,6 +129,9 @@ impl Fs {
             }
             // The bucket may be one version ahead of the index: whoever wrote it stopped in between.
             if object.generation() > version.generation {
+                if !io.is_clean() && !file.live.lock().intents.contains(&object.trailer_hash()) {
+                    return fail(Kind::Stale, "another machine changed a file that this one has unsent data of");
+                }
                 io.version = Some(Version::of(&object));
                 if io.is_clean() {
                     io.size = object.size();
@@ -199,6 +206,7 @@ impl Fs {
             }
             let before = file.io.read().await.object.clone();
             match self.read_once(file, read, offset, size).await {
+                Err(e) if e.kind() == Kind::Interrupted => last = Some(e),
                 // The version was replaced under the read: by our own upload, which is about to say so, or by another machine.
                 Err(e) if e.kind() == Kind::Stale => {
                     *read.lock() = None;
@@ -224,6 +232,15 @@ impl Fs {
     ) -> Result<Bytes> {
         let base = self.base(file).await?;
         let io = file.io.read().await;
+        let same = match (&base, &io.object) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, _) => io.version.is_none(),
+            (Some(_), None) => false,
+        };
+        if !same {
+            // An upload landed in between: layers and version must be of one moment.
+            return fail(Kind::Interrupted, "the file was saved meanwhile");
+        }
         if offset >= io.size {
             return Ok(Bytes::new());
         }
@@ -302,11 +319,7 @@ impl Fs {
         self.writable()?;
         let head = self.head_of(file, &io);
         let io = &mut *io;
-        let fresh = io.active.logs().is_empty();
-        let (done, result) = io.active.write(&self.spool, || head, at, data);
-        if fresh && !io.active.logs().is_empty() {
-            io.layers += 1;
-        }
+        let (done, result) = io.active.write(&self.spool, head, at, data);
         if done > 0 {
             self.touch_ahead(file, at..at + done);
             io.size = io.size.max(at + done);
@@ -324,21 +337,24 @@ impl Fs {
         Ok(done as u32)
     }
 
-    /// What a new spool log of a file is to remember.
-    pub(super) fn head_of(&self, file: &File, io: &Io) -> Head {
+    /// What a new spool log of a file is to remember; `None` when its active layer has a log already.
+    fn head_of(&self, file: &File, io: &Io) -> Option<Head> {
+        if !io.active.logs().is_empty() {
+            return None;
+        }
         let place = file.place.lock().clone();
         let (dir_id, name) = place.unwrap_or((DirId([0; 16]), Vec::new()));
         let dir_key = self.state.lock().dirs.get(&dir_id).map(|c| c.key.clone()).unwrap_or_else(|| file.key.clone());
-        Head {
+        Some(Head {
             file_id: file.id,
             file_key: file.key.clone(),
             dir_id,
             dir_key,
             name,
-            layer: io.layers,
+            layer: 0,
             size: io.size,
             version: io.version.as_ref().map(Version::head),
-        }
+        })
     }
 
     /// Sets the size of a file.
@@ -349,28 +365,34 @@ impl Fs {
         }
         let file = {
             let mut st = self.state.lock();
-            self.file_of(&mut st, ino)?
+            let file = self.file_of(&mut st, ino)?;
+            // In use for as long as this takes: nobody may retire it and make another one of the same file.
+            file.opens.fetch_add(1, Ordering::AcqRel);
+            file
         };
-        {
-            let mut io = file.io.write().await;
-            if io.size != size {
-                let head = self.head_of(&file, &io);
-                let io = &mut *io;
-                let fresh = io.active.logs().is_empty();
-                io.active.resize(&self.spool, || head, size)?;
-                io.layers += u64::from(fresh);
-                self.touch_ahead(&file, size..u64::MAX);
-                io.size = size;
-                file.changed(size, self.env.clock.now(), 0);
-            }
-        }
-        if file.opens.load(Ordering::Acquire) == 0 {
+        let done = self.resize(&file, size).await;
+        if file.opens.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.save_soon(&file);
             self.retire(&mut self.state.lock(), &file);
+        }
+        done
+    }
+
+    async fn resize(&self, file: &Arc<File>, size: u64) -> Result<()> {
+        let mut io = file.io.write().await;
+        if io.size != size {
+            let head = self.head_of(file, &io);
+            let io = &mut *io;
+            io.active.resize(&self.spool, head, size)?;
+            self.touch_ahead(file, size..u64::MAX);
+            io.size = size;
+            file.changed(size, self.env.clock.now(), 0);
         }
         Ok(())
     }
 
+    /// A descriptor was closed. The upload starts with the last one (see `do_release`): a child that inherits a descriptor and
+    /// closes it at exec must not send half a file.
     pub(super) async fn do_flush(&self, fh: u64) -> Result<()> {
         let handle = self.handle(fh)?;
         let Handle::File { file, writes, .. } = &*handle else { return Ok(()) };
@@ -379,9 +401,6 @@ impl Fs {
         }
         if let Some(e) = file.take_error() {
             return Err(e);
-        }
-        if file.live.lock().dirty() {
-            self.save_soon(file);
         }
         Ok(())
     }

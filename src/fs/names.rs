@@ -339,6 +339,7 @@ impl Fs {
             }
         };
         self.load_dir(child).await?;
+        self.fresh_dir(child).await?;
         let due = {
             let mut st = self.state.lock();
             let Some(entry) = st.loaded(dir)?.dir.get(name).cloned() else {
@@ -377,6 +378,7 @@ impl Fs {
         };
         if let Some(Body::Dir { dir_id, .. }) = way.as_ref().map(|e| &e.body) {
             self.load_dir(*dir_id).await?;
+            self.fresh_dir(*dir_id).await?;
         }
         let due = {
             let mut st = self.state.lock();

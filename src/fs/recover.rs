@@ -141,17 +141,17 @@ fn put_file(st: &mut State, id: FileId, layers: Vec<Found>, places: &HashMap<Fil
         })
     });
     // Versions that were about to be written from the topmost layer with data hold everything; those of lower ones do not.
-    let (mut whole, mut count) = (intents.clone(), head.layer + 1);
+    let mut whole = intents.clone();
     for upper in layers {
         if !upper.layer.is_clean() {
             whole.clear();
         }
         whole.extend(&upper.intents);
         intents.extend(upper.intents);
-        (size, count) = (if upper.layer.is_clean() { size } else { upper.size }, upper.head.layer + 1);
+        size = if upper.layer.is_clean() { size } else { upper.size };
         layer.stack(upper.layer);
     }
-    if let Err(e) = layer.annex(spool, &Head { layer: count, size, ..head.clone() }) {
+    if let Err(e) = layer.annex(spool, &Head { size, ..head.clone() }) {
         tracing::warn!("the spool has no room for a note on a recovered file: {e}");
     }
     let version = head.version.map(|v| Version {
@@ -163,13 +163,13 @@ fn put_file(st: &mut State, id: FileId, layers: Vec<Found>, places: &HashMap<Fil
     });
     let mut file = File::new(id, head.file_key, place, version);
     let io = file.io.get_mut();
-    (io.layers, io.size) = (count + 1, size);
+    io.size = size;
     io.froze = Froze { size, changes: 1, times: None };
     let bytes = layer.bytes();
     io.frozen = Some(Arc::new(layer));
     let live = file.live.get_mut();
     (live.size, live.changes, live.unsaved_bytes) = (size, 1, bytes);
-    (live.intents, live.whole) = (intents, whole);
+    (live.intents, live.whole, live.held) = (intents, whole, true);
     Some(Arc::new(file))
 }
 
@@ -179,11 +179,15 @@ impl Fs {
         let mut pause = self.opts.retry.0;
         loop {
             match self.find_entry(&file).await {
-                Ok(true) => return self.save_soon(&file),
+                Ok(true) => {
+                    file.live.lock().held = false;
+                    return self.save_soon(&file);
+                }
                 Ok(false) => return self.discard(&file).await,
                 Err(e) => {
                     tracing::warn!(file = ?file.id, "a file of an earlier mount has to wait: {e}");
                     self.sink.trouble(&e);
+                    file.live.lock().error = Some(e);
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(self.opts.retry.1);
                 }
@@ -240,10 +244,18 @@ impl Fs {
                 // Unlinked meanwhile, and somebody still reads it: the last handle takes the spool along.
                 return;
             }
-            (live.saved, live.unborn) = (live.changes, false);
-            io.frozen.take().map(|f| f.logs().to_vec()).unwrap_or_default()
+            (live.saved, live.unborn, live.held) = (io.froze.changes, false, false);
+            let logs = io.frozen.take().map(|f| f.logs().to_vec()).unwrap_or_default();
+            if let Some(v) = io.version.as_ref().map(Version::head)
+                && let Err(e) = io.active.rebase(&self.spool, &v)
+            {
+                tracing::warn!("the spool could not note a version: {e}");
+            }
+            logs
         };
         drop(DestroyLogs(logs));
+        // What was written since the mount began lies on the version that is there.
+        self.save_soon(file);
         self.retire(&mut self.state.lock(), file);
     }
 }

@@ -53,6 +53,8 @@ pub struct DirCell {
     pub fetched: Option<Instant>,
     /// Its index is being written, or read again.
     pub busy: bool,
+    /// Index writes that landed: whoever reads the index meanwhile reads it again.
+    pub writes: u64,
     /// Somebody wanted to write it meanwhile.
     pub again: bool,
     /// Serialises loading.
@@ -79,6 +81,7 @@ impl DirCell {
             place,
             fetched: None,
             busy: false,
+            writes: 0,
             again: false,
             loading: Arc::default(),
             times: None,

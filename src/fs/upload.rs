@@ -138,7 +138,7 @@ impl Fs {
         {
             let mut live = file.live.lock();
             live.wanted = live.changes;
-            if live.queued || !live.dirty() || self.opts.read_only {
+            if live.queued || live.held || !live.dirty() || self.opts.read_only {
                 return;
             }
             live.queued = true;
@@ -464,6 +464,11 @@ impl Fs {
     /// The bucket has a version: it becomes what the layers lie on, and the index is told.
     async fn settled(&self, file: &Arc<File>, froze: Froze, object: Arc<OpenObject>) -> Result<()> {
         let version = Version::of(&object);
+        let place = file.place.lock().clone();
+        if let Some((dir, _)) = place {
+            // The entry must be in sight; after a failure here the next try finds the version landed.
+            self.load_dir(dir).await?;
+        }
         let logs = {
             let mut io = file.io.write().await;
             let logs = io.frozen.take().map(|f| f.logs().to_vec()).unwrap_or_default();
@@ -505,8 +510,12 @@ impl Fs {
         let entry = place.as_ref().and_then(|(d, n)| st.dirs.get(d)?.dir.get(n).cloned());
         let ours = |e: &Arc<Entry>| matches!(&e.body, Body::File(f) if f.file_id == file.id);
         let (Some((dir, name)), Some(entry)) = (place, entry.filter(ours)) else {
-            // Unlinked while it was on its way: nothing will ever name the object.
-            return vec![Box::new(guard), Box::new(Doomed::object(self, v.key.clone()))];
+            if file.live.lock().unlinked {
+                // While it was on its way: nothing will ever name the object, but who has the file open still reads it.
+                file.guards.lock().push(Box::new(Doomed::object(self, v.key.clone())));
+            }
+            // Else renamed or removed by another machine: an orphan at worst, and never a deletion of what it names now.
+            return vec![Box::new(guard)];
         };
         let mut e = Entry::clone(&entry);
         if let Body::File(f) = &mut e.body {

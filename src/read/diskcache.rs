@@ -434,7 +434,7 @@ mod tests {
         });
         let stats = cache.stats();
         assert_eq!((stats.damaged, stats.off), (0, false), "a slot lost to another chunk is not damage");
-        assert!(stats.entries <= 5 && stats.hits > 0 && disk.len("chunks").unwrap() <= 5 * CHUNK as u64);
+        assert!(stats.entries <= 5 && disk.len("chunks").unwrap() <= 5 * CHUNK as u64);
         let state = cache.state.lock();
         let mut slots: Vec<u32> = state.free.iter().copied().chain(state.index.iter().map(|(_, e)| e.slot)).collect();
         slots.sort_unstable();

@@ -5,8 +5,8 @@
 //! layer below fills, but only below the upper layer's `limit`: beyond it the file was cut, and the gap is zeros.
 
 use super::extents::{ExtentMap, Source};
-use super::spool::{Head, HeadVersion, Spool, SpoolLog};
-use crate::error::Result;
+use super::spool::{DestroyLogs, Head, HeadVersion, Spool, SpoolLog};
+use crate::error::{Error, Kind, Result};
 use crate::sealedlog::RecordPos;
 use crate::store::UploadId;
 use crate::types::CHUNK_SIZE;
@@ -106,18 +106,26 @@ impl Layer {
     }
 
     /// The log that takes new records, made on first use.
-    fn log(&mut self, spool: &Spool, head: impl FnOnce() -> Head) -> Result<(u16, Arc<SpoolLog>)> {
+    fn log(&mut self, spool: &Spool, head: Option<Head>) -> Result<(u16, Arc<SpoolLog>)> {
         if self.logs.is_empty() {
-            self.logs.push(spool.create(&head())?);
+            let head = head.ok_or_else(|| Error::new(Kind::Bug, "a spool log without a head"))?;
+            self.logs.push(spool.create(&head)?);
         }
         let i = self.logs.len() - 1;
         Ok((i as u16, self.logs[i].clone()))
     }
 
+    /// A log that nothing was written to means nothing, and must not be found by a later mount.
+    fn drop_bare_log(&mut self) {
+        if self.is_clean() {
+            drop(DestroyLogs(std::mem::take(&mut self.logs)));
+        }
+    }
+
     /// Writes `data` at `offset`. On an error nothing of the failed record is visible; records before it are.
     ///
     /// Returns how many bytes were written before an error, or all.
-    pub fn write(&mut self, spool: &Spool, head: impl FnOnce() -> Head, offset: u64, data: &[u8]) -> (u64, Result<()>) {
+    pub fn write(&mut self, spool: &Spool, head: Option<Head>, offset: u64, data: &[u8]) -> (u64, Result<()>) {
         let (index, log) = match self.log(spool, head) {
             Ok(l) => l,
             Err(e) => return (0, Err(e)),
@@ -127,7 +135,10 @@ impl Layer {
             let appended = spool.append(&log, record::DATA, &[&at.to_be_bytes(), piece]);
             let record = match appended {
                 Ok(r) => r,
-                Err(e) => return (at - offset, Err(e)),
+                Err(e) => {
+                    self.drop_bare_log();
+                    return (at - offset, Err(e));
+                }
             };
             let end = at + piece.len() as u64;
             self.map.insert(at, end, Source::Record { pos: Pos { log: index, record }, skip: 0 });
@@ -138,9 +149,12 @@ impl Layer {
     }
 
     /// The file's size becomes `size`: what lies beyond is gone, in this layer and from below.
-    pub fn resize(&mut self, spool: &Spool, head: impl FnOnce() -> Head, size: u64) -> Result<()> {
+    pub fn resize(&mut self, spool: &Spool, head: Option<Head>, size: u64) -> Result<()> {
         let (_, log) = self.log(spool, head)?;
-        spool.append(&log, record::SIZE, &[&size.to_be_bytes()])?;
+        if let Err(e) = spool.append(&log, record::SIZE, &[&size.to_be_bytes()]) {
+            self.drop_bare_log();
+            return Err(e);
+        }
         self.apply_size(size);
         Ok(())
     }
@@ -170,7 +184,7 @@ impl Layer {
     /// Notes in the log that a multipart upload was begun, so that a later mount can abort it.
     pub fn note_upload(&self, spool: &Spool, key: &str, id: &UploadId) -> Result<()> {
         let len = u16::try_from(key.len()).unwrap_or(u16::MAX).to_be_bytes();
-        match self.logs.last() {
+        match self.logs.last().filter(|log| spool.takes(log)) {
             Some(log) => spool.append(log, record::UPLOAD, &[&len, key.as_bytes(), id.0.as_bytes()]).map(|_| ()),
             None => Ok(()),
         }

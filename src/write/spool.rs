@@ -48,7 +48,7 @@ pub struct Head {
     pub dir_key: SecretKey,
     /// Its name there; empty for a file that had none.
     pub name: Vec<u8>,
-    /// Order among the layers of the file.
+    /// Order among the layers of the file; [`Spool::create`] sets it.
     pub layer: u64,
     /// Size of the file when the layer was begun.
     pub size: u64,
@@ -213,6 +213,8 @@ pub struct Spool {
     env: Env,
     max: u64,
     used: Arc<Usage>,
+    /// Number of the next log: layers of a file lie in this order, whoever had the file open.
+    next: AtomicU64,
 }
 
 impl Spool {
@@ -221,7 +223,7 @@ impl Spool {
         disk.make_dir(FOLDER)?;
         // A durable file in a folder whose own name is not durable is lost with it.
         disk.sync_dir("")?;
-        Ok(Spool { disk, owner, env, max, used: Arc::default() })
+        Ok(Spool { disk, owner, env, max, used: Arc::default(), next: AtomicU64::new(0) })
     }
 
     /// Bytes in use, and the limit.
@@ -244,6 +246,7 @@ impl Spool {
             used: self.used.clone(),
             gone: AtomicBool::new(false),
         };
+        let head = Head { layer: self.next.fetch_add(1, Ordering::AcqRel), ..head.clone() };
         if let Err(e) = self.append(&log, record::HEAD, &[&head.encode()]) {
             let _ = log.destroy();
             return Err(e);
@@ -289,6 +292,8 @@ impl Spool {
             }
         }
         found.sort_by_key(|f| (f.head.file_id, f.head.layer));
+        let after = found.iter().map(|f| f.head.layer + 1).max().unwrap_or(0);
+        self.next.fetch_max(after, Ordering::AcqRel);
         Ok((found, bad))
     }
 

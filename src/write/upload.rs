@@ -216,7 +216,10 @@ impl Uploader {
             Some(s) => s,
             None => {
                 let id = self.store.upload_start(&job.key).await?;
-                watch.began(&job.key, &id)?;
+                if let Err(e) = watch.began(&job.key, &id) {
+                    self.abort(&job.key, &id).await;
+                    return Err(e);
+                }
                 Started { id, parts: BTreeMap::new() }
             }
         };
