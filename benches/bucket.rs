@@ -122,6 +122,7 @@ fn main() {
     sequential(&world, &rt, &bare, mib);
     random(&world, &rt);
     small_files(&world, files);
+    wrong_passphrase(&world);
     if big > 0 {
         passes_through(&world, big);
     }
@@ -301,6 +302,20 @@ fn small_files(world: &World, files: usize) {
     assert_eq!(String::from_utf8_lossy(&out.stdout).lines().count(), files * 10 + 1);
     println!("ls -l of {} entries, cold: {listed:.2} s, {} requests", files * 10, m.requests() - before);
     m.unmount();
+}
+
+/// How long it takes until a wrong passphrase is told as such, in a volume with the default cost of its passphrase.
+fn wrong_passphrase(world: &World) {
+    let url = format!("{}/slow", world.url);
+    run(world.smpfs().args(["init", &url]));
+    let wrong = world.scratch.path().join("wrong");
+    std::fs::write(&wrong, "not the passphrase for benches\n").unwrap();
+    let dir = world.scratch.path().join("mnt");
+    let t = Instant::now();
+    let out = world.smpfs().arg("mount").arg(&url).arg(&dir).arg("--passphrase-file").arg(&wrong).output().unwrap();
+    let told = t.elapsed().as_secs_f64();
+    assert!(!out.status.success(), "a wrong passphrase mounts nothing");
+    println!("a wrong passphrase: told after {told:.2} s, exit status {}", out.status.code().unwrap());
 }
 
 fn passes_through(world: &World, gib: usize) {

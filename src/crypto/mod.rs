@@ -11,3 +11,4 @@ pub mod mac;
 pub mod sealed_blob;
 pub mod secmem;
 pub mod sign;
+pub mod wiped;

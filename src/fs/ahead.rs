@@ -12,6 +12,7 @@
 
 use super::Fs;
 use super::file::{File, Io};
+use crate::crypto::wiped::Wiped;
 use crate::error::{Error, Kind, Result};
 use crate::format::geometry::Layout;
 use crate::format::manifest::{Hints, Record};
@@ -24,10 +25,9 @@ use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
-use zeroize::Zeroizing;
 
 /// Parts of one file under way at once.
-const PARTS_AT_ONCE: usize = 3;
+const PARTS_AT_ONCE: usize = 6;
 /// A file shorter than this is not uploaded ahead: one PUT will do.
 const MIN_SEGMENTS: u64 = 4;
 
@@ -56,10 +56,10 @@ struct Excerpt(Arc<Layer>);
 
 #[async_trait]
 impl Plain for Excerpt {
-    async fn plain(&self, range: Range<u64>) -> Result<Zeroizing<Vec<u8>>> {
+    async fn plain(&self, range: Range<u64>) -> Result<Wiped> {
         let layer = self.0.clone();
         let work = move || {
-            let mut buf = Zeroizing::new(vec![0; (range.end - range.start) as usize]);
+            let mut buf = Wiped::zeros((range.end - range.start) as usize);
             layer.fill(range.start, &mut buf, std::slice::from_ref(&range))?;
             Ok::<_, Error>(buf)
         };

@@ -7,6 +7,7 @@ use super::attr::with_times;
 use super::file::{File, Froze, Version};
 use super::state::State;
 use super::{Doomed, Fs};
+use crate::crypto::wiped::Wiped;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
 use crate::format::header::Header;
@@ -25,7 +26,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use zeroize::Zeroizing;
 
 /// Longest single read of the old version.
 const READ_STEP: u64 = 1 << 20;
@@ -39,10 +39,10 @@ struct Source {
 
 #[async_trait]
 impl Plain for Source {
-    async fn plain(&self, range: Range<u64>) -> Result<Zeroizing<Vec<u8>>> {
+    async fn plain(&self, range: Range<u64>) -> Result<Wiped> {
         let (layer, all) = (self.layer.clone(), range.clone());
         let filled = tokio::task::spawn_blocking(move || {
-            let mut buf = Zeroizing::new(vec![0; (all.end - all.start) as usize]);
+            let mut buf = Wiped::zeros((all.end - all.start) as usize);
             let gaps = layer.fill(all.start, &mut buf, std::slice::from_ref(&all))?;
             Ok::<_, Error>((buf, gaps))
         });

@@ -6,6 +6,7 @@
 
 use super::budget::{Budget, Pool, Share};
 use crate::crypto::aead::TAG_LEN;
+use crate::crypto::wiped::wipe;
 use crate::error::Result;
 use bytes::Bytes;
 use lru::LruCache;
@@ -15,7 +16,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
-use zeroize::Zeroize;
 
 /// How often a reader that waits for memory makes the cache give back what it has pushed out.
 const NUDGE: Duration = Duration::from_millis(5);
@@ -43,8 +43,8 @@ pub trait LowerCache: Send + Sync + 'static {
     fn get(&self, key: &ChunkKey, out: &mut [u8]) -> bool;
     /// Keeps a verified chunk, or drops it silently (full, busy, disk error).
     fn insert(&self, key: &ChunkKey, plain: &[u8]);
-    /// Forgets a chunk.
-    fn remove(&self, key: &ChunkKey);
+    /// Whether asking for the chunk is worth it: a look into a table in memory, never at the disk.
+    fn holds(&self, key: &ChunkKey) -> bool;
 }
 
 /// A plaintext buffer that is counted while it lives and wiped when it dies.
@@ -85,7 +85,7 @@ impl AsRef<[u8]> for Plain {
 impl Drop for Plain {
     fn drop(&mut self) {
         self.share.dead(self.data.capacity());
-        self.data.zeroize();
+        wipe(&mut self.data);
     }
 }
 

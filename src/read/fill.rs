@@ -88,12 +88,21 @@ impl Engine {
         first: u64,
     ) -> Result<Vec<(u64, Plain)>> {
         let Some(lower) = self.cache.lower().cloned() else { return Ok(buffers) };
+        // What is read for the first time is the usual case: no thread is woken, no buffer touched for it.
+        let holds = |c| object.chunk_key(c).is_some_and(|key| lower.holds(&key));
+        if !buffers.iter().any(|(c, _)| holds(*c)) {
+            return Ok(buffers);
+        }
         let (object, from) = (object.clone(), object.clone());
         let work = move || {
             let mut found = Vec::new();
             let mut missing = Vec::new();
             for (c, mut buffer) in buffers {
                 let Some(key) = from.chunk_key(c) else { continue };
+                if !lower.holds(&key) {
+                    missing.push((c, buffer));
+                    continue;
+                }
                 buffer.buf().resize(from.chunk_len(c), 0);
                 if lower.get(&key, buffer.buf()) {
                     found.push((c, buffer));

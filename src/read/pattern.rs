@@ -61,7 +61,11 @@ impl Pattern {
             return None;
         }
         s.window = s.window.saturating_mul(2).max(FIRST).min(max);
-        let end = s.next.saturating_add(s.window).min(size);
+        let end = s.next.saturating_add(s.window);
+        // On a grid of about a third of the window: requests then begin and end where segments do, and so do the parts that the
+        // store keeps; a range across two of them costs most servers twice.
+        let grid = power_below(s.window / 3);
+        let end = if end < size { end / grid * grid } else { size };
         let from = s.ahead;
         if end <= from {
             return None;
@@ -109,15 +113,20 @@ impl Pattern {
     }
 }
 
-/// Cuts `wanted` into pieces for parallel requests: about a quarter of it each, at least `least`, at most `most` bytes, with
-/// ends on multiples of `grain`.
+/// The largest power of two that is not above `n`; 1 for 0.
+fn power_below(n: u64) -> u64 {
+    1 << n.max(1).ilog2()
+}
+
+/// Cuts `wanted` into pieces for parallel requests: as long as they can be, at least `least`, at most `most` bytes, with
+/// ends on multiples of the length of a piece, which is a power of two and (but for a smaller `most`) no less than `grain`.
 pub(super) fn pieces(wanted: Range<u64>, least: u64, most: u64, grain: u64) -> Vec<Range<u64>> {
     let len = wanted.end.saturating_sub(wanted.start);
-    let step = (len / 4).clamp(least.min(most), most).div_ceil(grain).max(1) * grain;
+    let step = power_below(len.clamp(least.min(most), most)).max(power_below(grain));
     let mut out = Vec::new();
     let mut at = wanted.start;
     while at < wanted.end {
-        let end = (at / grain * grain).saturating_add(step).min(wanted.end);
+        let end = (at / step * step).saturating_add(step).min(wanted.end);
         out.push(at..end);
         at = end;
     }
@@ -156,6 +165,20 @@ mod tests {
         assert!((MAX / 2..=MAX).contains(&longest), "{longest}");
         assert_eq!(ahead.last().unwrap().end, 512 * M);
         assert!(ahead.len() < 50, "{}", ahead.len());
+    }
+
+    /// A server that keeps parts of 8 MiB answers requests for whole parts at half the cost of others.
+    #[test]
+    fn a_long_read_asks_for_whole_parts() {
+        // The second is what half a gigabyte of memory allows.
+        for max in [MAX, 29 * M + 333 * K] {
+            let mut p = Pattern::default();
+            let reads = (0..1 << 30).step_by(M as usize);
+            let ahead = reads.filter_map(|o| p.read(o..o + M, 1 << 30, max));
+            let all: Vec<_> = ahead.flat_map(|r| pieces(r, 2 * M, 8 * M, 64 * K)).collect();
+            let whole = all.iter().filter(|r| r.start % (8 * M) == 0 && r.end == r.start + 8 * M).count();
+            assert!(whole >= 120 && all.len() <= 140, "{whole} of {}", all.len());
+        }
     }
 
     #[test]

@@ -52,8 +52,8 @@ impl LowerCache for Lower {
     fn insert(&self, key: &ChunkKey, plain: &[u8]) {
         self.chunks.lock().insert(*key, plain.to_vec());
     }
-    fn remove(&self, key: &ChunkKey) {
-        self.chunks.lock().remove(key);
+    fn holds(&self, key: &ChunkKey) -> bool {
+        self.chunks.lock().contains_key(key)
     }
 }
 

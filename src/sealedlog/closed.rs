@@ -1,11 +1,11 @@
 //! Reading a log that an earlier process left: in order, by position, and with a verdict on how it ends.
 
 use super::{LogOwner, RecordPos, erase, read_record};
+use crate::crypto::wiped::Wiped;
 use crate::disk::{Access, Disk, DiskFile, read_exact};
 use crate::error::{Kind, Result, fail};
 use crate::format::log::{self, HEAD_LEN, HEADER_LEN, LogKey, MAX_PAYLOAD, OVERHEAD, SEQ_WINDOW};
 use std::sync::Arc;
-use zeroize::Zeroizing;
 
 /// Bytes read from the disk at a time.
 const READ_AHEAD: usize = 256 << 10;
@@ -58,7 +58,7 @@ pub struct Record {
     /// The type it was appended with.
     pub kind: u8,
     /// What was appended.
-    pub payload: Zeroizing<Vec<u8>>,
+    pub payload: Wiped,
 }
 
 /// A log found on the disk: it can be read and destroyed, never appended to.
@@ -107,7 +107,7 @@ impl ClosedLog {
     }
 
     /// The payload of a record, by a position that [`ClosedLog::records`] or an earlier append gave.
-    pub fn read(&self, pos: RecordPos) -> Result<Zeroizing<Vec<u8>>> {
+    pub fn read(&self, pos: RecordPos) -> Result<Wiped> {
         read_record(&*self.file, &self.key, pos)
     }
 
@@ -175,7 +175,7 @@ impl Records<'_> {
     fn open(&mut self, seq: u64, at: u64, len: usize) -> Result<Option<Record>> {
         let key = &self.log.key;
         let Some(sealed) = self.window.get(&*self.log.file, self.log.len, at, len)? else { return Ok(None) };
-        let mut payload = Zeroizing::new(sealed.to_vec());
+        let mut payload = Wiped::new(sealed.to_vec());
         let Ok(kind) = key.open(seq, at, &mut payload) else { return Ok(None) };
         payload.truncate(len - (OVERHEAD - HEAD_LEN));
         payload.drain(..HEAD_LEN);

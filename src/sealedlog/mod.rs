@@ -26,6 +26,7 @@ pub use closed::{ClosedLog, Record, Records, Tail};
 pub use set::LogSet;
 
 use crate::crypto::secmem::SecretKey;
+use crate::crypto::wiped::Wiped;
 use crate::disk::{self, Access, Disk, DiskFile};
 use crate::env::Env;
 use crate::error::{Error, Kind, Result, fail};
@@ -34,7 +35,6 @@ use crate::types::VolumeId;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use zeroize::Zeroizing;
 
 /// A record buffer larger than this is not kept for the next append.
 const KEEP_BUFFER: usize = 128 << 10;
@@ -174,7 +174,7 @@ impl SealedLog {
     }
 
     /// The payload of a record of this log.
-    pub fn read(&self, pos: RecordPos) -> Result<Zeroizing<Vec<u8>>> {
+    pub fn read(&self, pos: RecordPos) -> Result<Wiped> {
         read_record(&*self.file, &self.key, pos)
     }
 
@@ -250,11 +250,11 @@ fn erase(disk: &dyn Disk, path: &str, file: &dyn DiskFile) -> Result<()> {
     wiped.and(removed).map_err(|e| e.context("destroying a local log"))
 }
 
-fn read_record(file: &dyn DiskFile, key: &LogKey, pos: RecordPos) -> Result<Zeroizing<Vec<u8>>> {
+fn read_record(file: &dyn DiskFile, key: &LogKey, pos: RecordPos) -> Result<Wiped> {
     if pos.len as usize > MAX_PAYLOAD {
         return fail(Kind::Invalid, "no record of a local log is that long");
     }
-    let mut record = Zeroizing::new(vec![0; pos.len as usize + OVERHEAD]);
+    let mut record = Wiped::zeros(pos.len as usize + OVERHEAD);
     disk::read_exact(file, pos.offset, &mut record)?;
     key.open(pos.seq, pos.offset, &mut record)?;
     record.truncate(HEAD_LEN + pos.len as usize);

@@ -249,7 +249,7 @@ impl Layer {
     /// Returns the parts that the layer below must fill.
     pub fn fill(&self, start: u64, buf: &mut [u8], want: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
         let mut gaps = Vec::new();
-        let mut last: Option<(Pos, zeroize::Zeroizing<Vec<u8>>)> = None;
+        let mut last: Option<(Pos, crate::crypto::wiped::Wiped)> = None;
         for range in want {
             for piece in self.map.pieces(range.start, range.end) {
                 match piece.source {

@@ -5,6 +5,7 @@
 
 use super::layer::{Layer, record};
 use crate::crypto::secmem::SecretKey;
+use crate::crypto::wiped::Wiped;
 use crate::disk::Disk;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result, fail};
@@ -79,7 +80,7 @@ pub struct Usage {
 
 impl SpoolLog {
     /// The payload of a record.
-    pub fn read(&self, pos: RecordPos) -> Result<Zeroizing<Vec<u8>>> {
+    pub fn read(&self, pos: RecordPos) -> Result<Wiped> {
         match &self.inner {
             Inner::Live(l) => l.read(pos),
             Inner::Found(l) => l.read(pos),
@@ -270,7 +271,7 @@ impl Spool {
         if kind == record::DATA && self.used.bytes.load(Ordering::Acquire) + cost > self.max {
             return fail(Kind::NoSpace, "the spool is full: uploads have to catch up first");
         }
-        let mut payload = Zeroizing::new(Vec::with_capacity(len));
+        let mut payload = Wiped::new(Vec::with_capacity(len));
         for p in parts {
             payload.extend_from_slice(p);
         }

@@ -6,6 +6,7 @@
 
 use super::plan::{PartLimits, SegPlan};
 use crate::crypto::secmem::SecretKey;
+use crate::crypto::wiped::Wiped;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::geometry::{HEADER_LEN, Layout};
@@ -25,20 +26,19 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Semaphore;
-use zeroize::Zeroizing;
 
 /// Objects up to this length are written with one PUT.
 pub const SINGLE_PUT: u64 = 16 << 20;
 /// Unfinished uploads remembered for a later abort.
 const MAX_STRAYS: usize = 1024;
-/// Parts of one upload under way at once.
-const PARTS_AT_ONCE: usize = 4;
+/// Parts of one upload under way at once: while some wait for the spool and the cipher, others are on the wire.
+const PARTS_AT_ONCE: usize = 8;
 
 /// Where the plaintext of a new version comes from.
 #[async_trait]
 pub trait Plain: Send + Sync {
     /// Plaintext bytes of `range`, from layers, old version and zeros.
-    async fn plain(&self, range: Range<u64>) -> Result<Zeroizing<Vec<u8>>>;
+    async fn plain(&self, range: Range<u64>) -> Result<Wiped>;
 }
 
 /// Who hears how an upload goes.
@@ -399,7 +399,7 @@ impl Uploader {
         }
     }
 
-    async fn seal_fresh(&self, job: &Job, k: u64, bytes: Zeroizing<Vec<u8>>) -> Result<SealedPart> {
+    async fn seal_fresh(&self, job: &Job, k: u64, bytes: Wiped) -> Result<SealedPart> {
         let count = self.counter.fetch_add(1, Ordering::Relaxed);
         let secret = fresh_secret(&self.env.random(), &job.file_key, &job.file_id, k, job.generation, count);
         let (params, file_id, generation) = (self.params, job.file_id, job.generation);
