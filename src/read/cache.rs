@@ -43,8 +43,6 @@ pub trait LowerCache: Send + Sync + 'static {
     fn get(&self, key: &ChunkKey, out: &mut [u8]) -> bool;
     /// Keeps a verified chunk, or drops it silently (full, busy, disk error).
     fn insert(&self, key: &ChunkKey, plain: &[u8]);
-    /// Forgets a chunk.
-    fn remove(&self, key: &ChunkKey);
 }
 
 /// A plaintext buffer that is counted while it lives and wiped when it dies.

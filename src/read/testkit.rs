@@ -52,9 +52,6 @@ impl LowerCache for Lower {
     fn insert(&self, key: &ChunkKey, plain: &[u8]) {
         self.chunks.lock().insert(*key, plain.to_vec());
     }
-    fn remove(&self, key: &ChunkKey) {
-        self.chunks.lock().remove(key);
-    }
 }
 
 /// A sealed object, as built.

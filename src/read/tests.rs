@@ -198,7 +198,7 @@ async fn the_lower_cache_saves_requests_and_gets_verified_chunks_only() {
     let before = w.gets();
     // One chunk is missing below: one request for it.
     let key = object.chunk_key(70).unwrap();
-    lower.remove(&key);
+    lower.chunks.lock().remove(&key);
     assert_eq!(all(&w.reader, &object, 1 << 20).await.unwrap(), built.plain);
     assert_eq!(w.gets(), before + 1);
     assert_eq!(lower.answered.load(Ordering::SeqCst), 127);
