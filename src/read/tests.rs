@@ -1,6 +1,5 @@
 //! The read path against a memory store: what is read is what was written, or an error.
 
-use super::cache::LowerCache;
 use super::testkit::*;
 use super::*;
 use crate::error::{Error, Kind};
