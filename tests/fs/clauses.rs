@@ -8,7 +8,7 @@ use smpfs::format::names::Place;
 use smpfs::fs::Options;
 use smpfs::ops::{FileType, NewNode, Ops, ROOT};
 use smpfs::store::layers::{Fault, Verb};
-use smpfs::store::{Cond, Span, Store};
+use smpfs::store::{Cond, Span};
 use smpfs::types::Mode;
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -19,12 +19,11 @@ fn reaches(count: &AtomicUsize, n: usize) {
     }
 }
 
-/// A request to hold up, by verb and part of its key: before it is carried out, or its answer.
+/// A request whose answer is held up, by verb and part of its key, after some that are not.
 struct Rule {
     verb: Verb,
     part: String,
     skip: u32,
-    answer: bool,
 }
 
 /// The layer. It lies above time limits and retries: what it holds up just takes long.
@@ -41,14 +40,9 @@ impl Default for Hold {
 }
 
 impl Hold {
-    /// The next such request is not carried out until [`Hold::release`].
-    pub fn request(&self, verb: Verb, part: &str) {
-        self.rules.lock().push(Rule { verb, part: part.to_owned(), skip: 0, answer: false });
-    }
-
     /// After `skip` of them the next such request is carried out, and its answer comes with [`Hold::release`].
     pub fn answer(&self, verb: Verb, part: &str, skip: u32) {
-        self.rules.lock().push(Rule { verb, part: part.to_owned(), skip, answer: true });
+        self.rules.lock().push(Rule { verb, part: part.to_owned(), skip });
     }
 
     /// Waits until `n` requests in all are held up, or were.
@@ -80,11 +74,8 @@ impl Around for Hold {
             });
             at.map(|i| rules.remove(i))
         };
-        if rule.as_ref().is_some_and(|r| !r.answer) {
-            self.pause().await;
-        }
         let reply = call().await;
-        if rule.is_some_and(|r| r.answer) {
+        if rule.is_some() {
             self.pause().await;
         }
         reply

@@ -10,7 +10,6 @@ use smpfs::fs::Options;
 use smpfs::ops::{Ops, ROOT, SetAttr};
 use smpfs::store::layers::{Fault, Faulty, Verb};
 use smpfs::types::Mode;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -140,7 +139,7 @@ fn read_across_a_landing_upload(looks: usize) {
     mount.write(writer, 30_000, b"there is a log").unwrap();
     std::thread::scope(|scope| {
         let mount = &mount;
-        let write = move |offset: u64| drop(mount.write(writer, offset, &[1; 1000]).unwrap());
+        let write = move |offset: u64| assert_eq!(mount.write(writer, offset, &[1; 1000]).unwrap(), 1000);
         // One after the other holds the file, and lets the reader look once when it is done.
         disk.hold();
         scope.spawn(move || write(10_000));
