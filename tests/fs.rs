@@ -2,12 +2,18 @@
 //! on one bucket; and directed tests of what the bucket is made to hold.
 #![allow(clippy::unwrap_used)]
 
+#[path = "fs/clauses.rs"]
+mod clauses;
 #[path = "fs/crash.rs"]
 mod crash;
 #[path = "fs/directed.rs"]
 mod directed;
+#[path = "fs/hold.rs"]
+mod hold;
 #[path = "fs/props.rs"]
 mod props;
+#[path = "fs/races.rs"]
+mod races;
 #[path = "fs/reader.rs"]
 mod reader;
 mod support;

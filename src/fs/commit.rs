@@ -3,8 +3,8 @@
 //! A change kicks its directory; after `commit_delay` all names that gathered go into one index write per part. One task at a
 //! time works on a directory (`busy`). A lost race reads the part again, merges by name and writes again.
 
-use super::Fs;
 use super::state::{DirCell, ROOT_SELF, State};
+use super::{Doomed, Fs};
 use crate::crypto::secmem::SecretKey;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
@@ -28,6 +28,8 @@ const AT_ONCE: usize = 16;
 struct Claim {
     key: SecretKey,
     remote: Option<Remote>,
+    /// Readings that were merged so far: what `remote` says belongs to the names as of then.
+    merges: u64,
 }
 
 impl Fs {
@@ -145,34 +147,41 @@ impl Fs {
     fn start_from(&self, id: DirId) -> Option<Claim> {
         let st = self.state.lock();
         let cell = st.dirs.get(&id).filter(|c| !c.dead)?;
-        Some(Claim { key: cell.key.clone(), remote: cell.remote.clone() })
+        Some(Claim { key: cell.key.clone(), remote: cell.remote.clone(), merges: cell.merges })
     }
 
-    /// Reads a directory again after a lost race, and merges.
-    pub(super) async fn reload(&self, id: DirId) -> Result<()> {
-        let (remote, entries, mut st) = loop {
-            let writes = self.state.lock().dirs.get(&id).map(|c| c.writes);
-            let Some(key) = self.start_from(id).map(|c| c.key) else { return Ok(()) };
+    /// Reads a directory's index and merges it: the only way in. Gives the names whose entries changed.
+    ///
+    /// What was read is older than what is shown when the index was written, or read and merged, meanwhile: it is read again then.
+    pub(super) async fn read_index(&self, id: DirId) -> Result<Vec<Vec<u8>>> {
+        for _ in 0..RACES {
+            let Some((key, state)) = self.state.lock().dirs.get(&id).filter(|c| !c.dead).map(|c| (c.key.clone(), c.state()))
+            else {
+                return Ok(Vec::new());
+            };
             let (remote, entries) = self.within(self.index.load(id, &key)).await.map_err(|e| self.report(e, id))?;
-            let st = self.state.lock();
-            // What was read may be older than what was written meanwhile.
-            if st.dirs.get(&id).map(|c| c.writes) == writes {
-                break (remote, entries, st);
+            let mut st = self.state.lock();
+            let Some(cell) = st.dirs.get_mut(&id) else { return Ok(Vec::new()) };
+            if cell.state() != state {
+                continue;
             }
-        };
-        let changed = {
+            let changed = cell.dir.merge(entries, |_| true);
+            cell.remote = Some(remote);
+            cell.fetched = Some(Instant::now());
+            cell.merges += 1;
             if st.unborn.remove(&id)
                 && let Err(e) = self.journal.done(id, std::iter::empty())
             {
                 tracing::debug!("the journal could not note that a directory exists: {e}");
             }
-            let Some(cell) = st.dirs.get_mut(&id) else { return Ok(()) };
-            let changed = cell.dir.merge(entries, |_| true);
-            cell.remote = Some(remote);
-            cell.fetched = Some(Instant::now());
-            changed
-        };
-        drop(st);
+            return Ok(changed);
+        }
+        fail(Kind::Unavailable, "the directory keeps changing while it is read")
+    }
+
+    /// Reads a directory again after a lost race, and tells who knew what changed.
+    pub(super) async fn reload(&self, id: DirId) -> Result<()> {
+        let changed = self.read_index(id).await?;
         self.tell_kernel(id, changed);
         Ok(())
     }
@@ -183,11 +192,12 @@ impl Fs {
         if old { self.reload(id).await } else { Ok(()) }
     }
 
-    /// Takes the names of one part that can be written, with what the part shall hold.
-    fn take(&self, id: DirId, covers: impl Fn(&[u8]) -> bool + Copy) -> Option<(Vec<Taken>, Vec<Arc<Entry>>)> {
+    /// Takes the names of one part that can be written, with what the part shall hold. `None` when the index was read again since
+    /// the claim: names of one version must not be written under the tag of another.
+    fn take(&self, id: DirId, claim: &Claim, covers: impl Fn(&[u8]) -> bool + Copy) -> Option<(Vec<Taken>, Vec<Arc<Entry>>)> {
         let mut st = self.state.lock();
         let State { dirs, unborn, .. } = &mut *st;
-        let cell = dirs.get_mut(&id)?;
+        let cell = dirs.get_mut(&id).filter(|c| c.merges == claim.merges)?;
         let ready = |e: &Entry| match &e.body {
             Body::File(f) => f.generation > 0,
             Body::Dir { dir_id, .. } => !unborn.contains(dir_id),
@@ -204,10 +214,15 @@ impl Fs {
             let mut st = self.state.lock();
             st.unborn.remove(&id);
             let Some(cell) = st.dirs.get_mut(&id) else { return };
+            let first = cell.remote.is_none();
             update(cell);
             cell.writes += 1;
             cell.fetched = Some(Instant::now());
-            let (due, arrived) = cell.dir.commit(batch);
+            let (mut due, arrived) = cell.dir.commit(batch);
+            if let Some(remote) = cell.remote.as_ref().filter(|_| first && cell.dead) {
+                // Removed while its first index was on its way: no entry ever names it.
+                due.push(Box::new(Doomed::index(self, id, remote)));
+            }
             // A file that is behind stays in the journal: it tells a later mount where the spool's data belongs.
             let settled = batch.iter().filter(|t| !t.entry.as_ref().is_some_and(|e| self.is_behind(&st, e)));
             if let Err(e) = self.journal.done(id, settled.map(|t| (t.name.as_slice(), t.seq))) {
@@ -237,7 +252,7 @@ impl Fs {
 
     /// The first index of a new directory; then its parent may name it.
     async fn write_first(&self, id: DirId, claim: &Claim) -> Result<bool> {
-        let Some((batch, content)) = self.take(id, |_| true) else { return Ok(false) };
+        let Some((batch, content)) = self.take(id, claim, |_| true) else { return Ok(true) };
         match self.index.create(id, &claim.key, &content).await {
             Ok(remote) => {
                 self.landed_names(id, &batch, |c| c.remote = Some(remote));
@@ -254,7 +269,7 @@ impl Fs {
         }
     }
 
-    /// Writes every part that has names to write. `false` when there were none.
+    /// Writes every part that has names to write. `true` when there may be more to do.
     async fn write_next(&self, id: DirId, claim: &Claim, remote: &Remote) -> Result<bool> {
         let count = {
             let st = self.state.lock();
@@ -270,7 +285,7 @@ impl Fs {
         let mut any = false;
         for part in 0..remote.parts() {
             let covers = |name: &[u8]| remote.bits == 0 || remote.shard_of(name) == part;
-            let Some((batch, content)) = self.take(id, covers) else { return Ok(false) };
+            let Some((batch, content)) = self.take(id, claim, covers) else { return Ok(true) };
             if batch.is_empty() {
                 continue;
             }
@@ -294,7 +309,7 @@ impl Fs {
     }
 
     async fn split(&self, id: DirId, claim: &Claim, remote: &Remote) -> Result<bool> {
-        let Some((batch, content)) = self.take(id, |_| true) else { return Ok(false) };
+        let Some((batch, content)) = self.take(id, claim, |_| true) else { return Ok(true) };
         match self.index.split(id, &claim.key, remote, &content).await {
             Ok(new) => {
                 let any = !batch.is_empty();
@@ -451,17 +466,20 @@ impl Fs {
 
     /// Returns when a name (or all names) of a directory, and the directory itself, are in the bucket.
     pub(super) async fn settle(self: &Arc<Self>, dir: DirId, name: Option<&[u8]>) -> Result<()> {
-        let mut at = (dir, name.map(<[u8]>::to_vec));
+        self.settle_one(dir, name).await?;
+        // Up to the root: that a parent names the directory is worth nothing while nobody names the parent.
+        let mut at = dir;
         for _ in 0..4096 {
-            self.settle_one(at.0, at.1.as_deref()).await?;
-            let st = self.state.lock();
-            let Some((up, name)) = st.dirs.get(&at.0).and_then(|c| c.place.clone()) else { return Ok(()) };
-            // A parent that has named the directory before need not be waited for.
-            if st.dirs.get(&up).is_none_or(|c| c.dir.in_bucket(&name)) {
-                return Ok(());
+            let (up, name, named) = {
+                let st = self.state.lock();
+                let Some((up, name)) = st.dirs.get(&at).and_then(|c| c.place.clone()) else { return Ok(()) };
+                let named = st.dirs.get(&up).is_none_or(|c| c.dir.in_bucket(&name));
+                (up, name, named)
+            };
+            if !named {
+                self.settle_one(up, Some(&name)).await?;
             }
-            drop(st);
-            at = (up, Some(name));
+            at = up;
         }
         fail(Kind::NameTooLong, "the path is too deep")
     }
@@ -497,10 +515,25 @@ impl Fs {
                 return fail(Kind::Unavailable, "the directory index could not be written in time; it will be");
             }
             for file in behind {
+                if let Some(e) = file.refusal() {
+                    return Err(e);
+                }
                 self.save_soon(&file);
             }
             self.flush_dir(id).await;
+            if name.is_none() {
+                self.flush_kicked().await;
+            }
             let _ = tokio::time::timeout(Duration::from_millis(100), bell).await;
+        }
+    }
+
+    /// Writes the directories whose turn would come soon. What a directory waits for may lie in another one: the first index of a
+    /// subdirectory, the new name of what moved away.
+    async fn flush_kicked(self: &Arc<Self>) {
+        let dirs = std::mem::take(&mut *self.kicked.lock());
+        for dir in dirs {
+            self.flush_dir(dir).await;
         }
     }
 

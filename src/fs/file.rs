@@ -16,7 +16,7 @@
 use super::ahead::Ahead;
 use super::state::Place;
 use crate::crypto::secmem::SecretKey;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::read::OpenObject;
 use crate::types::{FileId, Hash, Time};
 use crate::write::layer::Layer;
@@ -117,6 +117,14 @@ impl Io {
         Ok(want)
     }
 
+    /// Whether all of a range lies in the layers, so that the version is not needed.
+    pub fn holds(&self, range: Range<u64>) -> bool {
+        let gaps = self.active.gaps(std::slice::from_ref(&range));
+        let gaps = self.frozen.as_ref().map_or(gaps.clone(), |f| f.gaps(&gaps));
+        let size = self.version.as_ref().map_or(0, |v| v.size);
+        gaps.iter().all(|r| r.start >= size)
+    }
+
     /// Bytes of the version from here on are hidden by a truncation.
     pub fn limit(&self) -> u64 {
         self.active.limit().min(self.frozen.as_ref().map_or(u64::MAX, |f| f.limit()))
@@ -150,6 +158,8 @@ pub struct Live {
     pub whole: Vec<Hash>,
     /// Found after a crash, and its entry is not looked up yet: nothing is uploaded before.
     pub held: bool,
+    /// How the store refused the upload for good, since the last one that landed.
+    pub refused: Option<Kind>,
     /// An error that close or fsync has still to report.
     pub unreported: bool,
     /// Has no name any more: nothing of it needs to reach the bucket.
@@ -247,6 +257,12 @@ impl File {
         live.times = Some(now);
         live.changes += 1;
         live.unsaved_bytes += bytes;
+    }
+
+    /// Why the store does not take the file, where waiting does not help.
+    pub fn refusal(&self) -> Option<Error> {
+        let live = self.live.lock();
+        live.error.as_ref().filter(|e| !crate::store::temporary(e.kind())).map(Error::duplicate)
     }
 
     /// An error of an earlier upload that nobody was told of.

@@ -49,10 +49,10 @@ impl Fs {
         if let Some(file) = st.files.get(&f.file_id) {
             return Ok(file.clone());
         }
-        let place = st.nodes.get(&ino).and_then(|n| n.place.clone());
+        let (place, lost) = st.nodes.get(&ino).map_or((None, false), |n| (n.place.clone(), n.lost));
         let unlinked = place.is_none();
-        if unlinked && version_of(&e).is_none() {
-            // Replaced between the kernel's lookup and its open, before it was ever uploaded: the kernel looks the name up again.
+        if lost || unlinked && version_of(&e).is_none() {
+            // Replaced between the kernel's lookup and its open, with nothing of it uploaded: the kernel looks the name up again.
             return fail(Kind::Stale, "the file was replaced");
         }
         let file = Arc::new(File::new(f.file_id, f.file_key.clone(), place, version_of(&e)));
@@ -93,8 +93,12 @@ impl Fs {
         let ready = if flags & libc::O_TRUNC != 0 {
             self.truncate(ino, 0).await
         } else if !writes {
-            // A file that fails verification fails to open, rather than at some later read.
-            self.base(&file).await.map(|_| ())
+            // A file that fails verification fails to open, rather than at some later read; unless it is being written anew.
+            let whole = {
+                let io = file.io.read().await;
+                !io.is_clean() && io.holds(0..io.size)
+            };
+            if whole { Ok(()) } else { self.base(&file).await.map(|_| ()) }
         } else {
             Ok(())
         };
@@ -230,6 +234,16 @@ impl Fs {
         offset: u64,
         size: u32,
     ) -> Result<Bytes> {
+        {
+            // Before the version is asked for: it may be damaged, or the store away.
+            let io = file.io.read().await;
+            let end = offset.saturating_add(u64::from(size)).min(io.size);
+            if !io.is_clean() && offset < end && io.holds(offset..end) {
+                let mut buf = vec![0; (end - offset) as usize];
+                io.fill(offset, &mut buf)?;
+                return Ok(Bytes::from(buf));
+            }
+        }
         let base = self.base(file).await?;
         let io = file.io.read().await;
         let same = match (&base, &io.object) {

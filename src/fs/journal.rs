@@ -65,6 +65,17 @@ pub struct Replayed {
     dead: BTreeSet<DirId>,
     /// Change numbers that are in the bucket: logs may be found in any order.
     done: BTreeMap<(DirId, Vec<u8>), u64>,
+    /// Names that something was moved away from: change number, and what it was.
+    moved: BTreeMap<(DirId, Vec<u8>), (u64, Vec<u8>)>,
+}
+
+/// What stays the same of a file or directory when it is moved.
+fn identity(entry: &Entry) -> Option<Vec<u8>> {
+    match &entry.body {
+        Body::File(f) => Some(f.file_id.0.to_vec()),
+        Body::Dir { dir_id, .. } => Some(dir_id.0.to_vec()),
+        _ => None,
+    }
 }
 
 /// See the head of this file.
@@ -218,6 +229,7 @@ impl Replayed {
     fn conclude(&mut self) {
         let (done, dead) = (std::mem::take(&mut self.done), std::mem::take(&mut self.dead));
         self.names.retain(|key, (seq, _)| !dead.contains(&key.0) && done.get(key).is_none_or(|d| *d < *seq));
+        self.tie_moves();
         let born = std::mem::take(&mut self.born);
         // One that no line speaks of is named by the bucket already.
         let mut spoken = BTreeSet::new();
@@ -236,14 +248,39 @@ impl Replayed {
         }
     }
 
+    /// A name that something was moved away from gets the change number of where that is now: equal numbers go together.
+    fn tie_moves(&mut self) {
+        let moved = std::mem::take(&mut self.moved);
+        let entries = self.names.values().filter_map(|(seq, l)| Some((identity(l.entry.as_deref()?)?, *seq)));
+        let now: BTreeMap<Vec<u8>, u64> = entries.collect();
+        for (place, (seq, line)) in self.names.iter_mut().filter(|(_, (_, l))| l.entry.is_none()) {
+            let id = moved.get(place).filter(|(s, _)| s == seq).map(|(_, id)| id);
+            if let Some(arrival) = id.and_then(|id| now.get(id)) {
+                debug_assert!(line.entry.is_none() && arrival >= seq);
+                *seq = *arrival;
+            }
+        }
+    }
+
     fn record(&mut self, kind: u8, payload: &[u8]) -> Result<()> {
         let mut r = Reader::new(payload, Failure::Log);
         match kind {
             NAMES => {
                 let seq = r.u64()?;
                 self.seq = self.seq.max(seq);
+                let mut here = None;
                 for _ in 0..r.u16()? {
                     let line = read_line(&mut r)?;
+                    match (line.entry.as_deref(), &here) {
+                        (Some(e), _) => here = identity(e),
+                        (None, Some(id)) => {
+                            let old = self.moved.get(&(line.dir, line.name.clone())).map_or(0, |(s, _)| *s);
+                            if old <= seq {
+                                self.moved.insert((line.dir, line.name.clone()), (seq, Vec::clone(id)));
+                            }
+                        }
+                        (None, None) => {}
+                    }
                     match line.unborn {
                         true => self.unborn.insert(line.dir),
                         false => self.born.insert(line.dir),

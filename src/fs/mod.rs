@@ -24,7 +24,7 @@ pub mod status;
 mod upload;
 
 pub use drain::Progress;
-pub use open::{FsParts, Sink};
+pub use open::{FsParts, NamesHeld, Sink};
 pub use recover::Recovered;
 
 use crate::env::Env;
@@ -90,6 +90,8 @@ pub struct Options {
     pub max_dirty_files: usize,
     /// Directory entries kept in memory.
     pub max_entries: usize,
+    /// Entries of one directory; the format holds no more than its default.
+    pub max_names: u64,
     /// First and longest pause between tries of an upload or an index write.
     pub retry: (Duration, Duration),
 }
@@ -111,6 +113,7 @@ impl Default for Options {
             uploads: 16,
             max_dirty_files: 2048,
             max_entries: 1 << 20,
+            max_names: crate::format::index::MAX_ENTRIES,
             retry: (Duration::from_secs(2), Duration::from_secs(60)),
         }
     }
@@ -282,21 +285,17 @@ impl Fs {
     async fn load_dir(&self, id: DirId) -> Result<()> {
         let cell = |st: &State| match st.dirs.get(&id) {
             Some(c) if c.dir.is_loaded() => Ok(None),
-            Some(c) => Ok(Some((c.loading.clone(), c.key.clone()))),
+            Some(c) => Ok(Some(c.loading.clone())),
             None => fail(Kind::Stale, "unknown directory"),
         };
-        let Some((loading, key)) = cell(&self.state.lock())? else { return Ok(()) };
+        let Some(loading) = cell(&self.state.lock())? else { return Ok(()) };
         let _one = loading.lock().await;
         if cell(&self.state.lock())?.is_none() {
             return Ok(());
         }
-        let loaded = self.within(self.index.load(id, &key)).await;
-        let (remote, entries) = loaded.map_err(|e| self.report(e, id))?;
+        self.read_index(id).await?;
         let mut st = self.state.lock();
-        let Some(cell) = st.dirs.get_mut(&id) else { return fail(Kind::Stale, "the directory was removed") };
-        cell.dir.merge(entries, |_| true);
-        cell.remote = Some(remote);
-        cell.fetched = Some(Instant::now());
+        let Some(cell) = st.dirs.get(&id) else { return fail(Kind::Stale, "the directory was removed") };
         let pending = cell.dir.has_pending();
         st.grown += cell.dir.len() + 1;
         self.evict(&mut st, id);

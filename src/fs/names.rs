@@ -162,6 +162,7 @@ impl Fs {
         if cell.dir.get(&entry.name).is_some() {
             return fail(Kind::Exists, "the name is taken");
         }
+        has_room(cell, self.opts.max_names)?;
         let entry = Arc::new(entry);
         let change = Change { entry: Some(entry.clone()), ..Change::default() };
         self.apply(st, vec![(dir, entry.name.clone(), change)])?;
@@ -269,10 +270,14 @@ impl Fs {
                     after.push(Box::new(doomed));
                 }
                 if let Some(file) = st.files.get(&f.file_id).cloned() {
+                    let behind = file.live.lock().dirty();
                     file.live.lock().unlinked = true;
                     *file.place.lock() = None;
                     if file.opens.load(Ordering::Acquire) == 0 {
                         st.files.remove(&f.file_id);
+                        if let Some(n) = ino.and_then(|i| st.nodes.get_mut(&i)) {
+                            n.lost = behind;
+                        }
                     }
                     file.progress.notify_waiters();
                     if let Some(fs) = self.arc().filter(|_| file.ahead.lock().begun()) {
@@ -401,6 +406,9 @@ impl Fs {
             return if flags & RENAME_NOREPLACE != 0 { fail(Kind::Exists, "the name is taken") } else { Ok(Vec::new()) };
         }
         self.check_rename(st, m, &entry, there.as_deref(), flags)?;
+        if there.is_none() && m.from != m.to {
+            has_room(st.loaded(m.to)?, self.opts.max_names)?;
+        }
         let mut moved = Entry::clone(&entry);
         moved.name = newname.to_vec();
         moved.attributes.ctime = self.env.clock.now();
@@ -485,4 +493,12 @@ impl Fs {
             _ => Err(Error::new(Kind::Stale, "unknown inode")),
         }
     }
+}
+
+/// Refuses one more entry where a directory holds as many as it may.
+fn has_room(cell: &DirCell, max: u64) -> Result<()> {
+    if cell.dir.len() as u64 >= max {
+        return fail(Kind::NoSpace, format!("a directory holds up to {max} entries"));
+    }
+    Ok(())
 }

@@ -74,6 +74,15 @@ pub struct FsParts {
     pub options: Options,
 }
 
+/// Names in memory: what is counted against `Options::max_entries`, and what the kernel knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamesHeld {
+    /// Entries of directories.
+    pub entries: usize,
+    /// Inodes that the kernel knows, or that are open.
+    pub inodes: usize,
+}
+
 struct KnownMemory(Arc<Known>);
 
 /// The name under which local state remembers an index object: the 16 bytes that its key spells out.
@@ -277,6 +286,12 @@ impl Fs {
     pub(super) fn root_loaded(&self) -> bool {
         let st = self.state.lock();
         st.dirs.get(&st.root).is_some_and(|c| c.dir.is_loaded())
+    }
+
+    /// How many names are in memory.
+    pub fn names_held(&self) -> NamesHeld {
+        let st = self.state.lock();
+        NamesHeld { entries: st.dirs.values().map(|c| c.dir.len()).sum(), inodes: st.nodes.len() }
     }
 
     /// Fills in what the filesystem knows of itself.

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::entry::Body;
 use crate::sealedlog::{ClosedLog, LogOwner};
 use crate::store::UploadId;
-use crate::tree::dir::{Change, Dir};
+use crate::tree::dir::{Change, Dir, MoveToken};
 use crate::types::{DirId, FileId, Hash};
 use crate::write::spool::{DestroyLogs, Found, Head, Spool};
 use std::collections::{BTreeMap, HashMap};
@@ -86,8 +86,13 @@ fn put_names(st: &mut State, replayed: &Replayed) -> HashMap<FileId, Place> {
     lines.sort_by_key(|(seq, _)| *seq);
     st.seq = st.seq.max(replayed.seq);
     st.unborn.extend(&replayed.unborn);
+    // The old name of what was moved goes when the new one is there, as before the crash.
+    let arrivals = lines.iter().filter(|(_, l)| l.entry.is_some());
+    let tokens: HashMap<u64, Arc<MoveToken>> = arrivals.map(|(seq, _)| (*seq, Arc::default())).collect();
     for (seq, line) in lines {
-        let change = Change { entry: line.entry.clone(), ..Change::default() };
+        let mut change = Change { entry: line.entry.clone(), ..Change::default() };
+        let side = if line.entry.is_some() { &mut change.carry } else { &mut change.wait };
+        side.extend(tokens.get(seq).cloned());
         cell(st, line.dir, &line.key).dir.set(&line.name, *seq, change);
         let place = (line.dir, line.name.clone());
         match line.entry.as_deref().map(|e| &e.body) {

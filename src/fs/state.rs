@@ -37,6 +37,8 @@ pub struct Node {
     pub opens: u32,
     /// Kept until the last handle goes: the object of an unlinked file, its spool.
     pub guards: Vec<Guard>,
+    /// Unlinked with writes that no version holds and nobody had open: they are gone, and the version before is not the file.
+    pub lost: bool,
 }
 
 /// A directory with its key and what the bucket holds of it.
@@ -53,8 +55,10 @@ pub struct DirCell {
     pub fetched: Option<Instant>,
     /// Its index is being written, or read again.
     pub busy: bool,
-    /// Index writes that landed: whoever reads the index meanwhile reads it again.
+    /// Index writes that landed.
     pub writes: u64,
+    /// Readings of the index that were merged.
+    pub merges: u64,
     /// Somebody wanted to write it meanwhile.
     pub again: bool,
     /// Serialises loading.
@@ -82,6 +86,7 @@ impl DirCell {
             fetched: None,
             busy: false,
             writes: 0,
+            merges: 0,
             again: false,
             loading: Arc::default(),
             times: None,
@@ -90,6 +95,11 @@ impl DirCell {
             error: None,
             dead: false,
         }
+    }
+
+    /// Changes whenever the bucket's side of the directory is known anew: what was read from the bucket before is too old then.
+    pub fn state(&self) -> (u64, u64) {
+        (self.writes, self.merges)
     }
 }
 
@@ -178,7 +188,8 @@ impl State {
             return ino;
         }
         let place = (dir, entry.name.clone());
-        self.nodes.insert(ino, Node { place: Some(place.clone()), entry: entry.clone(), lookups, opens: 0, guards: Vec::new() });
+        let node = Node { place: Some(place.clone()), entry: entry.clone(), lookups, opens: 0, guards: Vec::new(), lost: false };
+        self.nodes.insert(ino, node);
         self.places.insert(place, ino);
         if let Some(c) = self.dirs.get_mut(&dir) {
             c.nodes += 1;

@@ -213,13 +213,17 @@ impl Fs {
             Ok(()) => {
                 live.failures = 0;
                 live.error = None;
+                live.refused = None;
                 live.unreported = false;
                 false
             }
             Err(e) => {
                 tracing::warn!(file = ?file.id, "upload failed, will be tried again: {e}");
                 live.failures += 1;
-                live.unreported = !temporary(e.kind());
+                // Tried again and refused again is no news.
+                if !temporary(e.kind()) && live.refused != Some(e.kind()) {
+                    (live.refused, live.unreported) = (Some(e.kind()), true);
+                }
                 self.sink.trouble(&e);
                 live.error = Some(e);
                 !live.unlinked

@@ -197,9 +197,7 @@ impl Store for MemoryStore {
     }
 
     async fn upload_part(&self, key: &Key, id: &UploadId, at: PartAt, body: Vec<Bytes>) -> Result<Part> {
-        if at.number == 0 || at.number > self.caps.max_parts {
-            return fail(Kind::Invalid, format!("part {} is outside 1..={}", at.number, self.caps.max_parts));
-        }
+        check_part_number(at.number, self.caps.max_parts)?;
         self.state.lock().part(key, id, at, join(body))
     }
 
@@ -212,11 +210,10 @@ impl Store for MemoryStore {
         only: &ETag,
         range: Range<u64>,
     ) -> Result<Part> {
+        check_part_number(at.number, self.caps.max_parts)?;
         let mut state = self.state.lock();
         let source = &state.find(from, Some(only))?.bytes;
-        if range.start > range.end || range.end > source.len() as u64 {
-            return fail(Kind::Invalid, "a part is copied from beyond the end of its source");
-        }
+        check_source(&range, source.len() as u64)?;
         let bytes = source.slice(range.start as usize..range.end as usize);
         state.part(key, id, at, bytes)
     }

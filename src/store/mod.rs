@@ -244,6 +244,22 @@ pub fn check_parts(parts: &[Part]) -> Result<u64> {
     Ok(at)
 }
 
+/// Refuses numbers that no part of an upload has.
+pub fn check_part_number(number: u32, max: u32) -> Result<()> {
+    match (1..=max).contains(&number) {
+        true => Ok(()),
+        false => fail(Kind::Invalid, format!("part {number} is outside 1..={max}")),
+    }
+}
+
+/// Refuses to make a part from bytes that its source, an object of `len` bytes, does not have.
+pub fn check_source(range: &Range<u64>, len: u64) -> Result<()> {
+    match range.start < range.end && range.end <= len {
+        true => Ok(()),
+        false => fail(Kind::Invalid, "a part is copied from no bytes, or from beyond the end of its source"),
+    }
+}
+
 /// The part of an object of `len` bytes that a span means. `TooLarge` when `Whole` exceeds its limit.
 pub fn resolve(span: &Span, len: u64) -> Result<Range<u64>> {
     match span {

@@ -278,6 +278,12 @@ impl Layer {
         Ok(gaps)
     }
 
+    /// The parts of `want` that [`Layer::fill`] would leave to the layer below; nothing is read.
+    pub fn gaps(&self, want: &[Range<u64>]) -> Vec<Range<u64>> {
+        let pieces = want.iter().flat_map(|r| self.map.pieces(r.start, r.end)).filter(|p| p.source.is_none());
+        pieces.map(|p| p.start..p.end.min(self.limit)).filter(|r| r.start < r.end).collect()
+    }
+
     /// What the layer knows of a range, as of now: later writes do not show in it.
     pub fn excerpt(&self, range: Range<u64>) -> Layer {
         let mut map = ExtentMap::default();

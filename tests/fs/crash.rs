@@ -268,3 +268,37 @@ fn a_landed_version_does_not_hide_what_was_about_to_follow_it() {
     mount.unmount();
     assert!(world.fresh().get("f").unwrap() == data(3, 7000));
 }
+
+#[test]
+fn a_moved_file_keeps_a_name_while_the_move_is_recovered() {
+    // Moved twice, and nothing of it is in the bucket when the process dies. The next mount writes one index and dies as well.
+    for seed in 0..8 {
+        let (world, disk) = (world(), SimDisk::new(seed));
+        let mount = world.mount(disk.process(), quick());
+        for dir in ["a", "b", "c"] {
+            mount.mkdir(dir);
+        }
+        mount.put("a/f", &data(1, 1000));
+        mount.drain();
+        mount.faulty.script_on(Some(Verb::Put), ".smpfs/d/", 0, 1_000_000, Fault::Before(smpfs::error::Kind::Unavailable));
+        mount.rename("a/f", "b/g").unwrap();
+        mount.rename("b/g", "c/h").unwrap();
+        die(&disk, mount, Crash::Kill);
+        for _ in 0..2 {
+            let faulty = std::sync::Arc::new(smpfs::store::layers::Faulty::new(seed));
+            faulty.script_on(Some(Verb::Put), ".smpfs/d/", 1, 1_000_000, Fault::Before(smpfs::error::Kind::Unavailable));
+            let mount = world.mount_with(disk.process(), quick(), faulty, 1 << 30);
+            while mount.faulty.seen(Verb::Put) < 2 && !mount.fs.progress().done() {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            let tree = world.fresh().tree();
+            let named = tree.values().filter(|l| l.bytes == data(1, 1000)).count();
+            assert!(named > 0, "seed {seed}: the file has no name: {:?}", tree.keys());
+            die(&disk, mount, Crash::Kill);
+        }
+        let mount = world.mount(disk.process(), quick());
+        mount.unmount();
+        let tree = world.fresh().tree();
+        assert_eq!(tree.keys().collect::<Vec<_>>(), ["/a", "/b", "/c", "/c/h"]);
+    }
+}

@@ -16,20 +16,20 @@ use smpfs::types::{DirId, Hash, Mode, Suite};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-const MODES: [Mode; 2] = [Mode::Standard, Mode::ZeroKnowledge];
+pub const MODES: [Mode; 2] = [Mode::Standard, Mode::ZeroKnowledge];
 
-fn world(mode: Mode) -> World {
+pub fn world(mode: Mode) -> World {
     World::new(mode, Suite::Aes256Gcm)
 }
 
 /// Objects of files; the rest are index objects.
-fn objects(world: &World) -> BTreeSet<String> {
+pub fn objects(world: &World) -> BTreeSet<String> {
     world.keys_in_bucket().into_iter().filter(|k| !k.starts_with(".smpfs/d/")).collect()
 }
 
 /// Waits for something that happens in the background.
 #[track_caller]
-fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
@@ -40,7 +40,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 /// Ends a mount and checks from another machine that the bucket holds exactly what is named: every file opens, no object is left
 /// over.
 #[track_caller]
-fn nothing_left_over(world: &World, mount: Mount) {
+pub fn nothing_left_over(world: &World, mount: Mount) {
     let tree = mount.tree();
     mount.unmount();
     let other = world.fresh();

@@ -1,6 +1,7 @@
 //! A volume in a bucket, and mounts of it without a kernel: each with a runtime, a store stack and a local disk of its own, so
 //! that one can be killed as a process is.
 
+use crate::hold::Hold;
 use parking_lot::Mutex;
 use smpfs::crypto::secmem::SecretKey;
 use smpfs::disk::{Disk, SimDisk};
@@ -120,6 +121,21 @@ impl World {
 
     /// A mount on a local disk, behind faults.
     pub fn mount_with(&self, disk: Arc<dyn Disk>, options: Options, faulty: Arc<Faulty>, spool_max: u64) -> Mount {
+        self.mount_behind(disk, options, faulty, spool_max, Arc::default())
+    }
+
+    /// A mount of which single requests can be held up.
+    pub fn held(&self, options: Options) -> (Mount, Arc<Hold>) {
+        self.held_on(Arc::new(SimDisk::new(11)), options)
+    }
+
+    /// The same on a local disk.
+    pub fn held_on(&self, disk: Arc<dyn Disk>, options: Options) -> (Mount, Arc<Hold>) {
+        let hold = Arc::new(Hold::default());
+        (self.mount_behind(disk, options, Arc::new(Faulty::new(1)), 1 << 30, hold.clone()), hold)
+    }
+
+    fn mount_behind(&self, disk: Arc<dyn Disk>, options: Options, faulty: Arc<Faulty>, spool_max: u64, hold: Arc<Hold>) -> Mount {
         let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let env = Env::real();
         let base = Arc::new(Wrap::new(self.bucket.clone(), faulty.clone()));
@@ -134,14 +150,15 @@ impl World {
             ..StoreOptions::default()
         };
         let stack = layer(base, &store_options);
+        let store: Arc<dyn Store> = Arc::new(Wrap::new(stack.store, hold));
         let sink = Arc::new(Listener::default());
         let volume = self.params.volume_id;
         let known = Arc::new(Known::open_in(disk.clone(), "known", volume, self.keys.local_log(), &env).unwrap());
         let opened = rt.block_on(async {
             let read = ReadOptions { budget: 64 << 20, deadline: options.deadline, ..ReadOptions::default() };
-            let reader = Reader::new(stack.store.clone(), self.params, self.keys.clone(), sink.clone(), None, read).unwrap();
+            let reader = Reader::new(store.clone(), self.params, self.keys.clone(), sink.clone(), None, read).unwrap();
             Fs::open(FsParts {
-                store: stack.store.clone(),
+                store,
                 keys: self.keys.clone(),
                 params: self.params,
                 mode: self.mode,

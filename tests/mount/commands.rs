@@ -72,6 +72,56 @@ fn a_study_on_s3() {
     a_day(s3_world!("a_study_on_s3"), "standard");
 }
 
+/// Pipes, sockets, devices with their numbers, and attributes: made, or checked when they are there.
+const KINDS: &str = r#"
+import os, socket, stat, sys
+os.chdir(sys.argv[1])
+make = sys.argv[2] == "make"
+devices = {"null": (stat.S_IFCHR, 1, 3), "disk": (stat.S_IFBLK, 259, 70000), "wide": (stat.S_IFCHR, 4095, 0xfffff)}
+attributes = {
+    "file": [("user.one", b"1"), ("user.empty", b""), ("user.long", b"x" * 30000), ("trusted.t", b"2"), ("security.s", b"3")],
+    "dir": [("user.d", b"of a directory"), ("trusted.d", b"t")],
+    "link": [("trusted.l", b"of a link")],
+    "pipe": [("trusted.p", b"of a pipe")],
+}
+if make:
+    os.mkfifo("pipe", 0o640)
+    socket.socket(socket.AF_UNIX).bind("socket")
+    for name, (kind, major, minor) in devices.items():
+        os.mknod(name, kind | 0o600, os.makedev(major, minor))
+    open("file", "w").close(); os.mkdir("dir"); os.symlink("file", "link")
+    for path, pairs in attributes.items():
+        for name, value in pairs:
+            os.setxattr(path, name, value, follow_symlinks=False)
+assert stat.S_ISFIFO(os.lstat("pipe").st_mode) and stat.S_IMODE(os.lstat("pipe").st_mode) == 0o640
+assert stat.S_ISSOCK(os.lstat("socket").st_mode)
+for name, (kind, major, minor) in devices.items():
+    s = os.lstat(name)
+    assert (stat.S_IFMT(s.st_mode), os.major(s.st_rdev), os.minor(s.st_rdev)) == (kind, major, minor), (name, s)
+for path, pairs in attributes.items():
+    assert sorted(os.listxattr(path, follow_symlinks=False)) == sorted(n for n, _ in pairs), path
+    for name, value in pairs:
+        assert os.getxattr(path, name, follow_symlinks=False) == value, (path, name)
+"#;
+
+#[test]
+fn pipes_sockets_devices_and_attributes_outlive_the_mount() {
+    need_mounts!("pipes_sockets_devices_and_attributes_outlive_the_mount");
+    if std::process::Command::new("python3").arg("--version").output().is_err() {
+        return skipped("pipes_sockets_devices_and_attributes_outlive_the_mount", "python3 is not installed");
+    }
+    let mut world = World::dir();
+    world.init(&[]);
+    fs::write(world.path("kinds.py"), KINDS).unwrap();
+    for (machine, how) in [("home", "make"), ("home", "check"), ("elsewhere", "check")] {
+        world.become_another_machine(machine);
+        let mount = world.mount(&[]);
+        shell(&format!("python3 \"$1\" \"$2\" {how}"), &[&world.path("kinds.py"), &world.mnt()]).ok();
+        mount.unmount();
+    }
+    assert_eq!(world.bucket().files().len(), 1);
+}
+
 #[test]
 fn of_two_inits_at_once_one_wins() {
     for world in [Some(World::dir()), World::s3("of_two_inits_at_once_one_wins")] {

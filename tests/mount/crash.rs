@@ -185,6 +185,43 @@ fn a_signal_flushes_unmounts_and_wipes() {
     mount.unmount();
 }
 
+/// Uploads are held up; whoever does not want to wait for them says so a second time.
+#[test]
+fn a_second_signal_keeps_journal_and_spool_and_goes() {
+    need_mounts!("a_second_signal_keeps_journal_and_spool_and_goes");
+    use nix::sys::signal::Signal::{SIGINT, SIGTERM};
+    for (first, second) in [(SIGTERM, SIGTERM), (SIGINT, SIGTERM)] {
+        let mut world = World::dir();
+        world.init(&[]);
+        let mut mount = world.foreground(&IMPATIENT);
+        write_durably(&world.file("edited"), &noise(1, 200_000)).unwrap();
+        fs::rename(world.path("bucket"), world.path("away")).unwrap();
+        fs::create_dir(world.file("dir")).unwrap();
+        fs::write(world.file("dir/new"), noise(2, 3_000_000)).unwrap();
+        let mut f = fs::OpenOptions::new().write(true).open(world.file("edited")).unwrap();
+        f.write_all(b"edited").unwrap();
+        drop(f);
+        mount.signal(first);
+        until("it takes no more work", || !is_mounted(&world.mnt()));
+        mount.signal(second);
+        assert_eq!(mount.reap(), Some(6), "not everything is in the bucket");
+        drop(mount);
+        let kept = shell("find \"$1\" -type f -size +0", &[&world.home.join("state")]).ok().out;
+        assert!(kept.contains("/spool/") && kept.contains("/journal/"), "{kept}");
+        assert!(!world.path("bucket").exists());
+        fs::rename(world.path("away"), world.path("bucket")).unwrap();
+        let mut edited = noise(1, 200_000);
+        edited[..6].copy_from_slice(b"edited");
+        for machine in ["home", "elsewhere"] {
+            world.become_another_machine(machine);
+            let mount = world.mount(&[]);
+            assert!(fs::read(world.file("dir/new")).unwrap() == noise(2, 3_000_000), "{machine}");
+            assert!(fs::read(world.file("edited")).unwrap() == edited, "{machine}");
+            mount.unmount();
+        }
+    }
+}
+
 #[test]
 fn a_stale_mount_point_is_cleaned_up() {
     need_mounts!("a_stale_mount_point_is_cleaned_up");

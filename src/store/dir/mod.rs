@@ -62,9 +62,7 @@ impl DirStore {
     }
 
     async fn part(&self, key: &Key, id: &UploadId, at: PartAt, from: Source) -> Result<Part> {
-        if at.number == 0 || at.number > CAPS.max_parts {
-            return fail(Kind::Invalid, format!("part {} is outside 1..={}", at.number, CAPS.max_parts));
-        }
+        check_part_number(at.number, CAPS.max_parts)?;
         let (key, id, attempt) = (key.to_owned(), id.clone(), self.inner.uploads.attempt());
         self.run(move |i| i.place.upload_part(&i.uploads, attempt, &key, &id, at, &from)).await
     }

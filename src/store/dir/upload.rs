@@ -180,9 +180,7 @@ impl Place {
             Source::Object(from, only, range) => (from, only, range),
         };
         let (mut source, meta) = self.open_object(from, Some(only))?;
-        if range.start > range.end || range.end > meta.len {
-            return fail(Kind::Invalid, "a part is copied from beyond the end of its source");
-        }
+        check_source(range, meta.len)?;
         source.seek(SeekFrom::Start(range.start)).map_err(|e| err("copying a part", e))?;
         Ok(Open::File(source, range.end - range.start))
     }

@@ -310,6 +310,7 @@ impl Store for S3Store {
     }
 
     async fn upload_part(&self, key: &Key, id: &UploadId, at: PartAt, body: Vec<Bytes>) -> Result<Part> {
+        check_part_number(at.number, CAPS.max_parts)?;
         let len = body_len(&body);
         let part = self.client.upload_part().bucket(&self.bucket).key(self.full(key)).upload_id(&id.0);
         let part = part.part_number(at.number as i32).content_length(len as i64).body(join(body).into());
@@ -327,9 +328,9 @@ impl Store for S3Store {
         range: Range<u64>,
     ) -> Result<Part> {
         check_key(from)?;
-        if range.is_empty() {
-            return fail(Kind::Invalid, "a part is copied from an empty range");
-        }
+        check_part_number(at.number, CAPS.max_parts)?;
+        // Where the source ends the server knows.
+        check_source(&range, u64::MAX)?;
         let part = self.client.upload_part_copy().bucket(&self.bucket).key(self.full(key)).upload_id(&id.0);
         let part = part.part_number(at.number as i32).copy_source(self.source(from)).copy_source_if_match(quoted(only));
         let part = part.copy_source_range(format!("bytes={}-{}", range.start, range.end - 1));
