@@ -6,6 +6,8 @@
 mod crash;
 #[path = "fs/directed.rs"]
 mod directed;
+#[path = "fs/links.rs"]
+mod links;
 #[path = "fs/props.rs"]
 mod props;
 #[path = "fs/reader.rs"]

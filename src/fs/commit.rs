@@ -150,31 +150,28 @@ impl Fs {
 
     /// Reads a directory again after a lost race, and merges.
     pub(super) async fn reload(&self, id: DirId) -> Result<()> {
-        let (remote, entries, mut st) = loop {
+        let merged = loop {
             let writes = self.state.lock().dirs.get(&id).map(|c| c.writes);
             let Some(key) = self.start_from(id).map(|c| c.key) else { return Ok(()) };
             let (remote, entries) = self.within(self.index.load(id, &key)).await.map_err(|e| self.report(e, id))?;
-            let st = self.state.lock();
+            let mut st = self.state.lock();
             // What was read may be older than what was written meanwhile.
-            if st.dirs.get(&id).map(|c| c.writes) == writes {
-                break (remote, entries, st);
+            if st.dirs.get(&id).map(|c| c.writes) != writes {
+                continue;
             }
-        };
-        let changed = {
             if st.unborn.remove(&id)
                 && let Err(e) = self.journal.done(id, std::iter::empty())
             {
                 tracing::debug!("the journal could not note that a directory exists: {e}");
             }
             let Some(cell) = st.dirs.get_mut(&id) else { return Ok(()) };
-            let changed = cell.dir.merge(entries, |_| true);
+            let merged = cell.dir.merge(entries, |_| true);
             cell.remote = Some(remote);
             cell.fetched = Some(Instant::now());
-            changed
+            break merged;
         };
-        drop(st);
-        self.tell_kernel(id, changed);
-        Ok(())
+        self.tell_kernel(id, merged.changed.clone());
+        self.after_merge(id, merged).await
     }
 
     /// Reads a directory again when its listing is old: before something rests on its being empty.
@@ -186,9 +183,11 @@ impl Fs {
     /// Takes the names of one part that can be written, with what the part shall hold.
     fn take(&self, id: DirId, covers: impl Fn(&[u8]) -> bool + Copy) -> Option<(Vec<Taken>, Vec<Arc<Entry>>)> {
         let mut st = self.state.lock();
+        let counted = id == st.links;
         let State { dirs, unborn, .. } = &mut *st;
         let cell = dirs.get_mut(&id)?;
         let ready = |e: &Entry| match &e.body {
+            _ if counted && e.refs.is_empty() => false,
             Body::File(f) => f.generation > 0,
             Body::Dir { dir_id, .. } => !unborn.contains(dir_id),
             _ => true,
@@ -209,7 +208,9 @@ impl Fs {
             cell.fetched = Some(Instant::now());
             let (due, arrived) = cell.dir.commit(batch);
             // A file that is behind stays in the journal: it tells a later mount where the spool's data belongs.
-            let settled = batch.iter().filter(|t| !t.entry.as_ref().is_some_and(|e| self.is_behind(&st, e)));
+            // So does an inode that still has to lose names.
+            let whole = |t: &&Taken| st.dirs.get(&id).is_none_or(|c| c.dir.pending_seq(&t.name) != Some(t.seq));
+            let settled = batch.iter().filter(whole).filter(|t| !t.entry.as_ref().is_some_and(|e| self.is_behind(&st, e)));
             if let Err(e) = self.journal.done(id, settled.map(|t| (t.name.as_slice(), t.seq))) {
                 tracing::debug!("the journal could not note a commit; the names will be written again: {e}");
             }
@@ -419,6 +420,7 @@ impl Fs {
                     self.adopt_version(&st, &e);
                     self.sink.invalidate(Invalidate::Inode(ino));
                 }
+                Some(e) if self.now_linked(&mut st, &place, &e) => self.sink.invalidate(Invalidate::Inode(ino)),
                 _ => {
                     // Removed or replaced elsewhere: who has it open keeps what it had.
                     let last = st.nodes.get(&ino).map(|n| n.entry.clone());
@@ -452,6 +454,17 @@ impl Fs {
     /// Returns when a name (or all names) of a directory, and the directory itself, are in the bucket.
     pub(super) async fn settle(self: &Arc<Self>, dir: DirId, name: Option<&[u8]>) -> Result<()> {
         let mut at = (dir, name.map(<[u8]>::to_vec));
+        if let Some(inode) = name.filter(|_| self.state.lock().links == dir) {
+            // The names that lead to it have to be there as well.
+            self.settle_one(dir, name).await?;
+            let names: Vec<(DirId, Vec<u8>)> = {
+                let st = self.state.lock();
+                st.dirs.iter().flat_map(|(d, c)| c.dir.pending_links(inode).into_iter().map(|n| (*d, n))).collect()
+            };
+            for (dir, name) in names {
+                Box::pin(self.settle(dir, Some(&name))).await?;
+            }
+        }
         for _ in 0..4096 {
             self.settle_one(at.0, at.1.as_deref()).await?;
             let st = self.state.lock();
@@ -499,6 +512,14 @@ impl Fs {
             for file in behind {
                 self.save_soon(&file);
             }
+            // Names may wait for the inodes that they lead to.
+            let links = {
+                let st = self.state.lock();
+                Some(st.links).filter(|l| *l != id && st.dirs.get(l).is_some_and(|c| c.dir.has_pending()))
+            };
+            if let Some(links) = links {
+                self.flush_dir(links).await;
+            }
             self.flush_dir(id).await;
             let _ = tokio::time::timeout(Duration::from_millis(100), bell).await;
         }
@@ -508,8 +529,12 @@ impl Fs {
     fn behind(&self, st: &State, cell: &DirCell) -> Vec<Arc<super::file::File>> {
         cell.dir
             .iter()
+            .filter_map(|e| match e.link() {
+                Some(_) => st.target(cell.dir.id, e).map(|(_, inode)| inode),
+                None => Some(e.clone()),
+            })
             .filter(|e| matches!(&e.body, Body::File(f) if f.generation == 0))
-            .filter_map(|e| self.live_of(st, e))
+            .filter_map(|e| self.live_of(st, &e))
             .collect()
     }
 }
