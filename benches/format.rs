@@ -124,7 +124,7 @@ fn indexes(c: &mut Criterion) {
             key: None,
         };
         let name = format!("IM-{i:06}.dcm").into_bytes();
-        Entry { name, attributes: Attributes::default(), body: Body::File(file), xattrs: Vec::new() }
+        Entry { name, attributes: Attributes::default(), body: Body::File(file), refs: Vec::new(), xattrs: Vec::new() }
     });
     let role = Role::Head { shard_bits: 0, epoch: 0 };
     let node = IndexNode { role, frozen: false, generation: 1, previous: Hash::ZERO, entries: entries.collect() };

@@ -40,6 +40,14 @@ id!(
     FileId, 32
 );
 id!(
+    /// A file with several names: what its entry in the links directory is called.
+    LinkId, 16
+);
+id!(
+    /// One name of such a file: 16 random bytes that are never used again.
+    LinkRef, 16
+);
+id!(
     /// SHA-256 of something: a trailer, an index object, a config.
     Hash, 32
 );

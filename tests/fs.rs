@@ -10,6 +10,8 @@ mod crash;
 mod directed;
 #[path = "fs/hold.rs"]
 mod hold;
+#[path = "fs/links.rs"]
+mod links;
 #[path = "fs/props.rs"]
 mod props;
 #[path = "fs/races.rs"]

@@ -64,6 +64,7 @@ fn names_of_all_kinds() {
     assert_eq!(fs::read(m.path("d/e/inside")).unwrap(), b"x");
     fs::hard_link(m.path("d/e/inside"), m.path("second")).unwrap();
     assert_eq!(fs::metadata(m.path("second")).unwrap().nlink(), 2);
+    assert_eq!(errno(fs::hard_link(m.path("d"), m.path("third"))), libc::EPERM);
     nix::unistd::mkfifo(&m.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     assert!(fs::symlink_metadata(m.path("fifo")).unwrap().file_type().is_fifo());
     let socket = std::os::unix::net::UnixListener::bind(m.path("socket")).unwrap();

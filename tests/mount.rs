@@ -15,6 +15,8 @@ mod commands;
 mod crash;
 #[path = "mount/damage.rs"]
 mod damage;
+#[path = "mount/links.rs"]
+mod links;
 #[path = "mount/outage.rs"]
 mod outage;
 #[path = "mount/process.rs"]

@@ -314,7 +314,12 @@ fn golden_buckets_and_log() {
         let head = &bucket[&index_key(&world, &world.root(), Place::HEAD)];
         assert_eq!(dir_name(&world.vrk, &world.params.volume_id).expose().len(), 32);
         let (node, _) = IndexNode::open(&world.keys, &world.root(), Place::HEAD, head).unwrap();
-        assert_eq!(node.entries.len(), 9);
+        assert_eq!(node.entries.len(), 13);
+        let inodes = &bucket[&index_key(&world, &world.links_dir(), Place::HEAD)];
+        let (inodes, _) = IndexNode::open(&world.keys, &world.links_dir(), Place::HEAD, inodes).unwrap();
+        let mut names: Vec<usize> = inodes.entries.iter().map(|e| e.refs.len()).collect();
+        names.sort_unstable();
+        assert_eq!(names, [2, 2]);
         assert!(node.find(b"hole").is_some() && node.find(b"absent").is_none());
         trees.insert(name.to_owned(), json!(tree));
     }

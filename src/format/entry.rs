@@ -7,7 +7,7 @@ use super::object::Expect;
 use super::wire::{Reader, Writer};
 use crate::crypto::secmem::SecretKey;
 use crate::error::{Error, Kind, Result};
-use crate::types::{DirId, FileId, Hash, NAME_MAX, Time};
+use crate::types::{DirId, FileId, Hash, LinkId, LinkRef, NAME_MAX, Time};
 use std::fmt;
 use zeroize::Zeroizing;
 
@@ -74,6 +74,31 @@ impl FileRef {
     }
 }
 
+/// A name of a file that has several: it leads to an entry in the links directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The inode.
+    pub id: LinkId,
+    /// This name, as the inode counts it.
+    pub own: LinkRef,
+    /// Type of the inode, as [`Body::code`] gives it.
+    pub kind: u8,
+}
+
+impl Link {
+    /// Name of the inode's entry in the links directory.
+    pub fn inode_name(&self) -> Vec<u8> {
+        self.id.hex().into_bytes()
+    }
+}
+
+/// The link id of a file.
+pub fn link_id(file: &FileId) -> LinkId {
+    let mut id = [0; 16];
+    id.copy_from_slice(&file.0[..16]);
+    LinkId(id)
+}
+
 /// What an entry stands for.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Body {
@@ -106,6 +131,8 @@ pub enum Body {
         /// Minor number.
         minor: u32,
     },
+    /// A name of something that has several.
+    Link(Link),
 }
 
 impl fmt::Debug for Body {
@@ -118,6 +145,7 @@ impl fmt::Debug for Body {
             Body::Socket => f.write_str("Socket"),
             Body::CharDevice { major, minor } => write!(f, "CharDevice({major}:{minor})"),
             Body::BlockDevice { major, minor } => write!(f, "BlockDevice({major}:{minor})"),
+            Body::Link(link) => f.debug_tuple("Link").field(&link.id).finish(),
         }
     }
 }
@@ -134,6 +162,8 @@ pub struct Entry {
     pub attributes: Attributes,
     /// What it stands for.
     pub body: Body,
+    /// In the links directory: the names that lead here, ascending. Elsewhere empty.
+    pub refs: Vec<LinkRef>,
     /// Extended attributes, ascending by name.
     pub xattrs: Vec<Xattr>,
 }
@@ -149,8 +179,19 @@ pub fn is_name(name: &[u8]) -> bool {
     (1..=NAME_MAX).contains(&name.len()) && name != b"." && name != b".." && !name.iter().any(|b| matches!(b, 0 | b'/'))
 }
 
+/// Bit of an entry's type: the names that lead to it follow the body.
+const WITH_REFS: u8 = 0x80;
+/// Names of one inode at most, as the format counts them.
+pub const MAX_REFS: usize = u16::MAX as usize;
+
+/// Whether something of this type can have several names.
+fn is_linkable(code: u8) -> bool {
+    matches!(code, 1 | 3..=7)
+}
+
 impl Body {
-    fn code(&self) -> u8 {
+    /// The type's number in the format.
+    pub fn code(&self) -> u8 {
         match self {
             Body::File(_) => 1,
             Body::Dir { .. } => 2,
@@ -159,6 +200,7 @@ impl Body {
             Body::Socket => 5,
             Body::CharDevice { .. } => 6,
             Body::BlockDevice { .. } => 7,
+            Body::Link(_) => 8,
         }
     }
 
@@ -169,6 +211,7 @@ impl Body {
             Body::Symlink(target) => 2 + target.len(),
             Body::Fifo | Body::Socket => 0,
             Body::CharDevice { .. } | Body::BlockDevice { .. } => 8,
+            Body::Link(_) => 16 + 16 + 1,
         }
     }
 
@@ -189,6 +232,9 @@ impl Body {
             Body::CharDevice { major, minor } | Body::BlockDevice { major, minor } => {
                 w.u32(*major).u32(*minor);
             }
+            Body::Link(link) => {
+                w.bytes(&link.id.0).bytes(&link.own.0).u8(link.kind);
+            }
         }
     }
 
@@ -206,9 +252,26 @@ impl Body {
             5 => Body::Socket,
             6 => Body::CharDevice { major: r.u32()?, minor: r.u32()? },
             7 => Body::BlockDevice { major: r.u32()?, minor: r.u32()? },
+            8 => {
+                let link = Link { id: LinkId(r.array()?), own: LinkRef(r.array()?), kind: r.u8()? };
+                CLASS.unless(is_linkable(link.kind), "a link leads to something that has one name only")?;
+                Body::Link(link)
+            }
             _ => return CLASS.fail("an entry of unknown type; a newer smpfs may have written this"),
         })
     }
+}
+
+fn read_refs(r: &mut Reader<'_>) -> Result<Vec<LinkRef>> {
+    let count = usize::from(r.u16()?);
+    CLASS.unless((1..=r.left() / 16).contains(&count), "an inode claims more names than it has bytes, or none")?;
+    let mut refs: Vec<LinkRef> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let one = LinkRef(r.array()?);
+        CLASS.unless(refs.last().is_none_or(|last| *last < one), "the names of an inode are out of order")?;
+        refs.push(one);
+    }
+    Ok(refs)
 }
 
 fn is_target(target: &[u8]) -> bool {
@@ -237,6 +300,14 @@ impl Entry {
         matches!(self.body, Body::Dir { .. })
     }
 
+    /// The link that it is.
+    pub fn link(&self) -> Option<Link> {
+        match self.body {
+            Body::Link(link) => Some(link),
+            _ => None,
+        }
+    }
+
     /// The entry alone, as an index object holds it: for local sealed logs.
     pub fn encode(&self) -> Result<Zeroizing<Vec<u8>>> {
         self.check()?;
@@ -256,7 +327,8 @@ impl Entry {
     /// Bytes that [`Entry::write`] appends.
     pub fn encoded_len(&self) -> usize {
         let xattrs: usize = self.xattrs.iter().map(|(name, value)| 1 + name.len() + 4 + value.len()).sum();
-        MIN_ENTRY - 1 + self.name.len() + self.body.len() + xattrs
+        let refs = if self.refs.is_empty() { 0 } else { 2 + 16 * self.refs.len() };
+        MIN_ENTRY - 1 + self.name.len() + self.body.len() + refs + xattrs
     }
 
     /// Refuses what cannot be written: kinds as a program should see them.
@@ -283,6 +355,14 @@ impl Entry {
             }
             _ => {}
         }
+        if self.refs.len() > MAX_REFS {
+            return bad(Kind::TooMany, "a file has more names than its entry can hold");
+        }
+        let plain = matches!(self.body, Body::Link(_)) && (*a != Attributes::default() || !self.xattrs.is_empty());
+        let counted = !self.refs.is_empty() && !is_linkable(self.body.code());
+        if plain || counted || !self.refs.is_sorted_by(|a, b| a < b) {
+            return bad(Kind::Bug, "a link with attributes, or names counted where there can be one only or out of order");
+        }
         if self.xattrs.len() > usize::from(u16::MAX) || self.xattrs.iter().any(|(_, v)| v.len() > XATTR_VALUE_MAX) {
             return bad(Kind::NoSpace, "extended attributes are too large");
         }
@@ -295,9 +375,16 @@ impl Entry {
     /// Appends the entry; [`Entry::check`] must hold.
     pub(super) fn write(&self, w: &mut Writer) {
         let a = &self.attributes;
-        w.u16(self.name.len() as u16).bytes(&self.name).u8(self.body.code()).u16(a.mode).u32(a.uid).u32(a.gid);
+        let flag = if self.refs.is_empty() { 0 } else { WITH_REFS };
+        w.u16(self.name.len() as u16).bytes(&self.name).u8(self.body.code() | flag).u16(a.mode).u32(a.uid).u32(a.gid);
         w.time(a.atime).time(a.mtime).time(a.ctime).time(a.btime);
         self.body.write(w);
+        if !self.refs.is_empty() {
+            w.u16(self.refs.len() as u16);
+            for one in &self.refs {
+                w.bytes(&one.0);
+            }
+        }
         w.u16(self.xattrs.len() as u16);
         for (name, value) in &self.xattrs {
             w.u8(name.len() as u8).bytes(name).u32(value.len() as u32).bytes(value);
@@ -320,7 +407,10 @@ impl Entry {
             btime: r.time()?,
         };
         CLASS.unless(attributes.mode <= MODE_BITS, "an entry's mode has unknown bits")?;
-        let body = Body::read(code, r)?;
+        let counted = code & WITH_REFS != 0;
+        let body = Body::read(code & !WITH_REFS, r)?;
+        CLASS.unless(!counted || is_linkable(body.code()), "an entry of unknown type; a newer smpfs may have written this")?;
+        let refs = if counted { read_refs(r)? } else { Vec::new() };
         let count = usize::from(r.u16()?);
         // Not reserved in advance: the count is only a claim until its bytes have been read.
         let mut xattrs: Vec<Xattr> = Vec::new();
@@ -333,7 +423,9 @@ impl Entry {
             CLASS.unless(len <= XATTR_VALUE_MAX, "an extended attribute is too large")?;
             xattrs.push((name.to_vec(), r.bytes(len)?.to_vec()));
         }
-        Ok(Entry { name: name.to_vec(), attributes, body, xattrs })
+        let plain = attributes == Attributes::default() && xattrs.is_empty();
+        CLASS.unless(plain || !matches!(body, Body::Link(_)), "a link has attributes of its own")?;
+        Ok(Entry { name: name.to_vec(), attributes, body, refs, xattrs })
     }
 }
 

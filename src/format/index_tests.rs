@@ -1,10 +1,11 @@
 //! Tests of index objects and entries: what goes in comes out, and what must not be there is refused.
 
 use super::*;
-use crate::format::entry::{Attributes, Body, FileRef, TARGET_MAX, XATTR_VALUE_MAX};
-use crate::types::{FileId, Time};
+use crate::format::entry::{Attributes, Body, FileRef, Link, TARGET_MAX, XATTR_VALUE_MAX};
+use crate::types::{FileId, LinkId, LinkRef, Time};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 fn keys() -> VolumeKeys {
     VolumeKeys::derive(&SecretKey::new(&[1; 32]), VolumeId([2; 16]), vec![SecretKey::new(&[3; 32])])
@@ -15,7 +16,7 @@ fn dir(n: u8) -> DirRef {
 }
 
 fn entry(name: &[u8], body: Body) -> Entry {
-    Entry { name: name.to_vec(), attributes: Attributes::default(), body, xattrs: Vec::new() }
+    Entry { name: name.to_vec(), attributes: Attributes::default(), body, refs: Vec::new(), xattrs: Vec::new() }
 }
 
 fn node(role: Role, names: &[&[u8]]) -> IndexNode {
@@ -58,17 +59,28 @@ fn body() -> impl Strategy<Value = Body> {
         1 => Just(Body::Socket),
         1 => any::<(u32, u32)>().prop_map(|(major, minor)| Body::CharDevice { major, minor }),
         1 => any::<(u32, u32)>().prop_map(|(major, minor)| Body::BlockDevice { major, minor }),
+        1 => any::<([u8; 16], [u8; 16])>().prop_map(|(id, own)| Body::Link(Link { id: LinkId(id), own: LinkRef(own), kind: 1 })),
     ]
 }
 
 fn any_entry() -> impl Strategy<Value = Entry> {
     let xattrs = btree_map(vec(1u8.., 1..20), vec(any::<u8>(), 0..50), 0..4);
     (name(), 0u16..0o10000, any::<(u32, u32)>(), (time(), time(), time(), time()), body(), xattrs).prop_map(
-        |(name, mode, (uid, gid), (atime, mtime, ctime, btime), body, xattrs)| Entry {
-            name,
-            attributes: Attributes { mode, uid, gid, atime, mtime, ctime, btime },
-            body,
-            xattrs: xattrs.into_iter().collect(),
+        |(name, mode, (uid, gid), (atime, mtime, ctime, btime), body, xattrs)| {
+            if let Body::Link(_) = body {
+                return entry(&name, body);
+            }
+            // Whatever can have several names has them now and then.
+            let several = mode & 1 == 0 && !matches!(body, Body::Dir { .. });
+            let refs =
+                if several { xattrs.keys().map(|k| LinkRef([k[0]; 16])).collect::<BTreeSet<_>>() } else { BTreeSet::new() };
+            Entry {
+                name,
+                attributes: Attributes { mode, uid, gid, atime, mtime, ctime, btime },
+                body,
+                refs: refs.into_iter().collect(),
+                xattrs: xattrs.into_iter().collect(),
+            }
         },
     )
 }
@@ -154,6 +166,15 @@ fn entries_that_cannot_be_written_say_why() {
     assert_eq!(kind(with(vec![(b"a".to_vec(), vec![0; XATTR_VALUE_MAX + 1])])), Kind::NoSpace);
     assert_eq!(kind(with(vec![(b"b".to_vec(), vec![]), (b"a".to_vec(), vec![])])), Kind::Invalid);
     assert_eq!(kind(with(vec![(vec![b'x'; 256], vec![])])), Kind::Invalid);
+    let named = |body, refs: &[u8]| Entry { refs: refs.iter().map(|n| LinkRef([*n; 16])).collect(), ..entry(b"x", body) };
+    let link = Body::Link(Link { id: LinkId([1; 16]), own: LinkRef([2; 16]), kind: 1 });
+    named(Body::Fifo, &[1, 2]).check().unwrap();
+    assert_eq!(kind(named(Body::Fifo, &[2, 1])), Kind::Bug);
+    assert_eq!(kind(named(Body::Fifo, &[1, 1])), Kind::Bug);
+    assert_eq!(kind(named(link.clone(), &[1])), Kind::Bug);
+    let mut owned = entry(b"x", link);
+    owned.attributes.uid = 1;
+    assert_eq!(kind(owned), Kind::Bug);
     let mut late = entry(b"x", Body::Fifo);
     late.attributes.mtime.nsec = 1_000_000_000;
     assert_eq!(kind(late), Kind::Invalid);

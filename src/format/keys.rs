@@ -1,6 +1,7 @@
 //! The keys of a volume, all derived from its root key (FORMAT.md, section 5), and the wrapping of 32-byte keys.
 
 use super::failure::Failure;
+use super::index::DirRef;
 use super::names::{self, Place};
 use super::trailer::OWNER;
 use super::wire::{Reader, Writer};
@@ -25,6 +26,7 @@ pub struct VolumeKeys {
     dir_name: SecretKey,
     root_dir: SecretKey,
     bind: SecretKey,
+    links: DirRef,
     local_log: SecretKey,
     /// Key-encryption keys; epoch `e` is at `e - 1`.
     keks: Vec<SecretKey>,
@@ -42,6 +44,8 @@ impl VolumeKeys {
     pub fn derive(vrk: &SecretKey, volume_id: VolumeId, keks: Vec<SecretKey>) -> VolumeKeys {
         let key = |label| derive(vrk, &volume_id, label);
         let owner = SigningKey::from_seed(key("owner-sign").expose());
+        let mut links_id = [0; 16];
+        links_id.copy_from_slice(&key("links-id").expose()[..16]);
         VolumeKeys {
             volume_id,
             config_mac: key("config-mac"),
@@ -51,6 +55,7 @@ impl VolumeKeys {
             dir_name: key("dir-name"),
             root_dir: key("root-dir"),
             bind: key("bind"),
+            links: DirRef { dir_id: DirId(links_id), dir_key: key("links-dir") },
             local_log: key("local-log"),
             keks,
         }
@@ -74,6 +79,11 @@ impl VolumeKeys {
     /// Key of the root directory.
     pub fn root_dir(&self) -> &SecretKey {
         &self.root_dir
+    }
+
+    /// The links directory: what has several names has its entry there.
+    pub fn links_dir(&self) -> &DirRef {
+        &self.links
     }
 
     /// Key that wraps the keys of local sealed logs.
@@ -207,7 +217,7 @@ mod tests {
     #[test]
     fn every_label_gives_another_key() {
         let vrk = SecretKey::new(&[1; 32]);
-        let labels = ["config-mac", "epochs", "owner-sign", "dir-name", "root-dir", "bind", "local-log"];
+        let labels = ["config-mac", "epochs", "owner-sign", "dir-name", "root-dir", "bind", "links-id", "links-dir", "local-log"];
         let keys: Vec<_> = labels.iter().map(|l| derive(&vrk, &VolumeId([2; 16]), l)).collect();
         for (i, a) in keys.iter().enumerate() {
             assert!(keys[i + 1..].iter().all(|b| a != b));

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
 use crate::ops::{Invalidate, ROOT};
 use crate::store::temporary;
-use crate::tree::dir::{Change, Guard, Taken};
+use crate::tree::dir::{Change, Guard, Merged, Taken};
 use crate::tree::io::Remote;
 use crate::types::DirId;
 use std::sync::Arc;
@@ -150,22 +150,22 @@ impl Fs {
         Some(Claim { key: cell.key.clone(), remote: cell.remote.clone(), merges: cell.merges })
     }
 
-    /// Reads a directory's index and merges it: the only way in. Gives the names whose entries changed.
+    /// Reads a directory's index and merges it: the only way in. Gives what [`Fs::after_merge`] and the kernel must know.
     ///
     /// What was read is older than what is shown when the index was written, or read and merged, meanwhile: it is read again then.
-    pub(super) async fn read_index(&self, id: DirId) -> Result<Vec<Vec<u8>>> {
+    pub(super) async fn read_index(&self, id: DirId) -> Result<Merged> {
         for _ in 0..RACES {
             let Some((key, state)) = self.state.lock().dirs.get(&id).filter(|c| !c.dead).map(|c| (c.key.clone(), c.state()))
             else {
-                return Ok(Vec::new());
+                return Ok(Merged::default());
             };
             let (remote, entries) = self.within(self.index.load(id, &key)).await.map_err(|e| self.report(e, id))?;
             let mut st = self.state.lock();
-            let Some(cell) = st.dirs.get_mut(&id) else { return Ok(Vec::new()) };
+            let Some(cell) = st.dirs.get_mut(&id) else { return Ok(Merged::default()) };
             if cell.state() != state {
                 continue;
             }
-            let changed = cell.dir.merge(entries, |_| true);
+            let merged = cell.dir.merge(entries, |_| true);
             cell.remote = Some(remote);
             cell.fetched = Some(Instant::now());
             cell.merges += 1;
@@ -174,16 +174,16 @@ impl Fs {
             {
                 tracing::debug!("the journal could not note that a directory exists: {e}");
             }
-            return Ok(changed);
+            return Ok(merged);
         }
         fail(Kind::Unavailable, "the directory keeps changing while it is read")
     }
 
     /// Reads a directory again after a lost race, and tells who knew what changed.
     pub(super) async fn reload(&self, id: DirId) -> Result<()> {
-        let changed = self.read_index(id).await?;
-        self.tell_kernel(id, changed);
-        Ok(())
+        let merged = self.read_index(id).await?;
+        self.tell_kernel(id, merged.changed.clone());
+        self.after_merge(id, merged).await
     }
 
     /// Reads a directory again when its listing is old: before something rests on its being empty.
@@ -196,9 +196,11 @@ impl Fs {
     /// the claim: names of one version must not be written under the tag of another.
     fn take(&self, id: DirId, claim: &Claim, covers: impl Fn(&[u8]) -> bool + Copy) -> Option<(Vec<Taken>, Vec<Arc<Entry>>)> {
         let mut st = self.state.lock();
+        let counted = id == st.links;
         let State { dirs, unborn, .. } = &mut *st;
         let cell = dirs.get_mut(&id).filter(|c| c.merges == claim.merges)?;
         let ready = |e: &Entry| match &e.body {
+            _ if counted && e.refs.is_empty() => false,
             Body::File(f) => f.generation > 0,
             Body::Dir { dir_id, .. } => !unborn.contains(dir_id),
             _ => true,
@@ -224,7 +226,9 @@ impl Fs {
                 due.push(Box::new(Doomed::index(self, id, remote)));
             }
             // A file that is behind stays in the journal: it tells a later mount where the spool's data belongs.
-            let settled = batch.iter().filter(|t| !t.entry.as_ref().is_some_and(|e| self.is_behind(&st, e)));
+            // So does an inode that still has to lose names.
+            let whole = |t: &&Taken| st.dirs.get(&id).is_none_or(|c| c.dir.pending_seq(&t.name) != Some(t.seq));
+            let settled = batch.iter().filter(whole).filter(|t| !t.entry.as_ref().is_some_and(|e| self.is_behind(&st, e)));
             if let Err(e) = self.journal.done(id, settled.map(|t| (t.name.as_slice(), t.seq))) {
                 tracing::debug!("the journal could not note a commit; the names will be written again: {e}");
             }
@@ -434,6 +438,7 @@ impl Fs {
                     self.adopt_version(&st, &e);
                     self.sink.invalidate(Invalidate::Inode(ino));
                 }
+                Some(e) if self.now_linked(&mut st, &place, &e) => self.sink.invalidate(Invalidate::Inode(ino)),
                 _ => {
                     // Removed or replaced elsewhere: who has it open keeps what it had.
                     let last = st.nodes.get(&ino).map(|n| n.entry.clone());
@@ -466,6 +471,17 @@ impl Fs {
 
     /// Returns when a name (or all names) of a directory, and the directory itself, are in the bucket.
     pub(super) async fn settle(self: &Arc<Self>, dir: DirId, name: Option<&[u8]>) -> Result<()> {
+        if let Some(inode) = name.filter(|_| self.state.lock().links == dir) {
+            // The names that lead to it have to be there as well.
+            self.settle_one(dir, name).await?;
+            let names: Vec<(DirId, Vec<u8>)> = {
+                let st = self.state.lock();
+                st.dirs.iter().flat_map(|(d, c)| c.dir.pending_links(inode).into_iter().map(|n| (*d, n))).collect()
+            };
+            for (dir, name) in names {
+                Box::pin(self.settle(dir, Some(&name))).await?;
+            }
+        }
         self.settle_one(dir, name).await?;
         // Up to the root: that a parent names the directory is worth nothing while nobody names the parent.
         let mut at = dir;
@@ -520,6 +536,14 @@ impl Fs {
                 }
                 self.save_soon(&file);
             }
+            // Names may wait for the inodes that they lead to.
+            let links = {
+                let st = self.state.lock();
+                Some(st.links).filter(|l| *l != id && st.dirs.get(l).is_some_and(|c| c.dir.has_pending()))
+            };
+            if let Some(links) = links {
+                self.flush_dir(links).await;
+            }
             self.flush_dir(id).await;
             if name.is_none() {
                 self.flush_kicked().await;
@@ -541,8 +565,12 @@ impl Fs {
     fn behind(&self, st: &State, cell: &DirCell) -> Vec<Arc<super::file::File>> {
         cell.dir
             .iter()
+            .filter_map(|e| match e.link() {
+                Some(_) => st.target(cell.dir.id, e).map(|(_, inode)| inode),
+                None => Some(e.clone()),
+            })
             .filter(|e| matches!(&e.body, Body::File(f) if f.generation == 0))
-            .filter_map(|e| self.live_of(st, e))
+            .filter_map(|e| self.live_of(st, &e))
             .collect()
     }
 }

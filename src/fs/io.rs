@@ -43,6 +43,7 @@ impl Fs {
         let Body::File(f) = &e.body else {
             return match e.body {
                 Body::Dir { .. } => fail(Kind::IsDir, "is a directory"),
+                Body::Link(_) => Err(super::links::dangling()),
                 _ => fail(Kind::Invalid, "not a regular file"),
             };
         };

@@ -12,7 +12,8 @@ use crate::format::entry::{Body, Entry};
 use crate::format::failure::Failure;
 use crate::format::wire::{Reader, Writer};
 use crate::sealedlog::{ClosedLog, LogOwner, SealedLog};
-use crate::types::DirId;
+use crate::tree::delta::Delta;
+use crate::types::{DirId, LinkRef};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -44,6 +45,10 @@ pub struct Line {
     pub entry_unborn: bool,
     /// The directory that went with the name's entry before: what was noted of its names means nothing any more.
     pub dead: Option<DirId>,
+    /// In the links directory: what was done to the names of the inode and is not in the bucket yet.
+    pub delta: Delta,
+    /// Links that the bucket may still hold under the name.
+    pub left: Vec<LinkRef>,
 }
 
 /// What a replay found: the last change of every name that is not done.
@@ -194,6 +199,10 @@ const LOCAL: u8 = 4;
 const ENTRY_UNBORN: u8 = 8;
 /// Flag of a line: the id of a directory that was removed follows.
 const DEAD: u8 = 16;
+/// Flag of a line: names of an inode that came, and that went, follow.
+const DELTA: u8 = 32;
+/// Flag of a line: links that the name was follow.
+const LEFT: u8 = 64;
 
 fn encode_names(seq: u64, lines: &[Line]) -> Result<Zeroizing<Vec<u8>>> {
     let mut w = Writer::with_capacity(512);
@@ -206,11 +215,20 @@ fn encode_names(seq: u64, lines: &[Line]) -> Result<Zeroizing<Vec<u8>>> {
             (local, LOCAL),
             (l.entry_unborn, ENTRY_UNBORN),
             (l.dead.is_some(), DEAD),
+            (!l.delta.is_empty(), DELTA),
+            (!l.left.is_empty(), LEFT),
         ];
         let flags = flags.iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag);
         w.bytes(&l.dir.0).bytes(&l.key.expose()[..]).u8(flags).u16(l.name.len() as u16).bytes(&l.name);
         if let Some(dead) = &l.dead {
             w.bytes(&dead.0);
+        }
+        if !l.delta.is_empty() {
+            write_refs(&mut w, l.delta.added.iter());
+            write_refs(&mut w, l.delta.removed.iter());
+        }
+        if !l.left.is_empty() {
+            write_refs(&mut w, l.left.iter());
         }
         if let Some(e) = &l.entry {
             let mut e = Entry::clone(e);
@@ -222,6 +240,19 @@ fn encode_names(seq: u64, lines: &[Line]) -> Result<Zeroizing<Vec<u8>>> {
         }
     }
     Ok(w.secret())
+}
+
+fn write_refs<'a>(w: &mut Writer, refs: impl ExactSizeIterator<Item = &'a LinkRef>) {
+    w.u32(refs.len() as u32);
+    for one in refs {
+        w.bytes(&one.0);
+    }
+}
+
+fn read_refs(r: &mut Reader<'_>) -> Result<Vec<LinkRef>> {
+    let n = r.u32()? as usize;
+    Failure::Log.unless(n <= r.left() / 16, "the journal claims more names than it has bytes")?;
+    (0..n).map(|_| Ok(LinkRef(r.array()?))).collect()
 }
 
 impl Replayed {
@@ -322,6 +353,12 @@ fn read_line(r: &mut Reader<'_>) -> Result<Line> {
     let n = usize::from(r.u16()?);
     let name = r.bytes(n)?.to_vec();
     let dead = if flags & DEAD != 0 { Some(DirId(r.array()?)) } else { None };
+    let mut delta = Delta::default();
+    if flags & DELTA != 0 {
+        delta.added = read_refs(r)?.into_iter().collect();
+        delta.removed = read_refs(r)?.into_iter().collect();
+    }
+    let left = if flags & LEFT != 0 { read_refs(r)? } else { Vec::new() };
     let entry = if flags & ENTRY != 0 {
         let n = r.u32()? as usize;
         let mut e = Entry::decode(r.bytes(n)?)?;
@@ -333,5 +370,5 @@ fn read_line(r: &mut Reader<'_>) -> Result<Line> {
         None
     };
     let (unborn, entry_unborn) = (flags & UNBORN != 0, flags & ENTRY_UNBORN != 0);
-    Ok(Line { dir, key, unborn, name, entry, entry_unborn, dead })
+    Ok(Line { dir, key, unborn, name, entry, entry_unborn, dead, delta, left })
 }

@@ -3,10 +3,12 @@
 use super::state::{ROOT_SELF, attr_of};
 use super::{Fs, Handle};
 use crate::error::Result;
-use crate::format::entry::Body;
+use crate::format::entry::{Body, Entry};
 use crate::ops::{DirEntry, Ino, ROOT, StatFs};
 use crate::tree::dir::FIRST_COOKIE;
 use crate::types::NAME_MAX;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Entries of one answer at most, whatever is asked: the lock is held while they are gathered.
 const MAX_BATCH: usize = 1024;
@@ -23,9 +25,12 @@ impl Fs {
 
     pub(super) async fn do_readdir(&self, ino: Ino, offset: u64, max: usize, plus: bool) -> Result<Vec<DirEntry>> {
         let dir = self.dir(ino).await?;
+        let max = max.clamp(1, MAX_BATCH);
+        if plus {
+            self.reach_listed(dir, offset.max(FIRST_COOKIE - 1), max).await?;
+        }
         let mut st = self.state.lock();
         let mut out = Vec::new();
-        let max = max.clamp(1, MAX_BATCH);
         if offset < 1 {
             let attr = self.found(&st, ino)?.attr;
             out.push(DirEntry { name: b".".to_vec(), attr, next: 1, ttl: self.opts.attr_ttl });
@@ -47,14 +52,24 @@ impl Fs {
             .map(|(c, e)| (c, e.clone()))
             .collect();
         for (cookie, entry) in entries {
-            let attr = if plus {
-                let ino = st.know(dir, &entry, 1);
-                self.attach_dir(&mut st, dir, &entry);
-                self.found(&st, ino)?.attr
-            } else {
-                attr_of(st.ino_at(dir, &entry), &entry, None)
+            let (mut ttl, target) = (self.opts.attr_ttl, st.target(dir, &entry));
+            let attr = match target {
+                Some((at, target)) if plus => {
+                    let ino = st.know(at, &target, 1);
+                    self.attach_dir(&mut st, dir, &entry);
+                    self.found(&st, ino)?.attr
+                }
+                None if plus => {
+                    // Listed, and everything else about it fails: the kernel has to ask.
+                    ttl = Duration::ZERO;
+                    let name = entry.link().map(|l| l.inode_name()).unwrap_or_default();
+                    let links = st.links;
+                    let ino = st.know(links, &Arc::new(Entry { name, ..Entry::clone(&entry) }), 1);
+                    attr_of(ino, &entry, None)
+                }
+                _ => attr_of(st.ino_at(dir, &entry), &entry, None),
             };
-            out.push(DirEntry { name: entry.name.clone(), attr, next: cookie, ttl: self.opts.attr_ttl });
+            out.push(DirEntry { name: entry.name.clone(), attr, next: cookie, ttl });
         }
         Ok(out)
     }

@@ -1,6 +1,6 @@
 //! `Fs`: the filesystem. It joins what exists (`tree`), reading (`read`) and writing (`write`), and answers [`Ops`](crate::ops::Ops).
 //!
-//! - [`names`](self): lookup, create, mkdir, unlink, rename (`names.rs`); attributes (`attr.rs`); files (`io.rs`); listings (`list.rs`).
+//! - [`names`](self): lookup, create, mkdir, unlink (`names.rs`), rename (`rename.rs`), hard links (`links.rs`); attributes (`attr.rs`); files (`io.rs`); listings (`list.rs`).
 //! - Changes of names show at once, are noted in the journal (`journal.rs`), and reach the bucket in groups (`commit.rs`).
 //! - Contents go to the spool and are uploaded by `upload.rs`; `file.rs` draws the states.
 //! - `recover.rs` puts back what an earlier mount left; `drain.rs` waits until the bucket has everything.
@@ -14,11 +14,13 @@ mod drain;
 pub mod file;
 mod io;
 mod journal;
+mod links;
 mod list;
 mod names;
 mod open;
 mod ops;
 mod recover;
+mod rename;
 mod state;
 pub mod status;
 mod upload;
@@ -135,6 +137,8 @@ enum Handle {
 /// Deletes objects of the bucket when dropped: the index no longer names them, and no handle is open.
 pub(crate) struct Doomed {
     keys: Vec<String>,
+    /// Something names it all the same.
+    spared: AtomicBool,
     index: bool,
     to: tokio::sync::mpsc::UnboundedSender<Deletion>,
     count: Arc<AtomicU64>,
@@ -160,16 +164,30 @@ impl Drop for Counted {
 impl Doomed {
     pub(crate) fn object(fs: &Fs, key: String) -> Doomed {
         fs.doomed.lock().insert(key.clone());
-        Doomed { keys: vec![key], index: false, to: fs.deleter.clone(), count: fs.deletions.clone() }
+        let spared = AtomicBool::new(false);
+        Doomed { keys: vec![key], spared, index: false, to: fs.deleter.clone(), count: fs.deletions.clone() }
     }
 
     pub(crate) fn index(fs: &Fs, dir: DirId, remote: &Remote) -> Doomed {
-        Doomed { keys: fs.index.keys_of(dir, remote), index: true, to: fs.deleter.clone(), count: fs.deletions.clone() }
+        let (keys, spared) = (fs.index.keys_of(dir, remote), AtomicBool::new(false));
+        Doomed { keys, spared, index: true, to: fs.deleter.clone(), count: fs.deletions.clone() }
+    }
+
+    /// Nothing is deleted after all.
+    pub(crate) fn spare(&self, fs: &Fs) {
+        self.spared.store(true, Ordering::Release);
+        let mut doomed = fs.doomed.lock();
+        for key in &self.keys {
+            doomed.remove(key);
+        }
     }
 }
 
 impl Drop for Doomed {
     fn drop(&mut self) {
+        if self.spared.load(Ordering::Acquire) {
+            return;
+        }
         // When nobody listens the mount is going down: the objects stay as orphans, which harm nothing.
         self.count.fetch_add(1, Ordering::AcqRel);
         let counted = Counted(self.count.clone());
@@ -244,7 +262,12 @@ impl Fs {
                 (Some(Body::Dir { dir_id: old, .. }), _) if !names_dir(ops, old) => Some(*old),
                 _ => None,
             };
-            lines.push(st.line(*dir, cell, name.clone(), entry.clone(), dead));
+            let mut line = st.line(*dir, cell, name.clone(), entry.clone(), dead);
+            (line.delta, line.left) = cell.dir.foresee(name, entry.as_deref());
+            // Links that the bucket may still hold in a directory that goes.
+            let below = dead.and_then(|d| st.dirs.get(&d)).map(|c| c.dir.lefts()).unwrap_or_default();
+            line.left.extend(below.into_iter().map(|(r, _)| r));
+            lines.push(line);
         }
         self.journal.names(st.seq + 1, &lines)
     }
@@ -253,12 +276,15 @@ impl Fs {
     fn apply_journalled(&self, st: &mut State, ops: Vec<(DirId, Vec<u8>, Change)>) -> Vec<Guard> {
         let seq = st.next_seq();
         let now = self.env.clock.now();
+        let links = st.links;
         let mut due = Vec::new();
-        for (dir, name, change) in ops {
+        for (dir, name, mut change) in ops {
             if let Some(cell) = st.dirs.get_mut(&dir) {
                 let names_change = cell.dir.get(&name).is_none() != change.entry.is_none() || change.entry.is_none();
+                // What an old name was still to drop belongs to the new one.
+                change.after.append(&mut due);
                 due.extend(cell.dir.set(&name, seq, change));
-                if names_change {
+                if names_change && dir != links {
                     cell.times = Some(now);
                 }
                 self.kick(dir);
@@ -293,17 +319,22 @@ impl Fs {
         if cell(&self.state.lock())?.is_none() {
             return Ok(());
         }
-        self.read_index(id).await?;
-        let mut st = self.state.lock();
-        let Some(cell) = st.dirs.get(&id) else { return fail(Kind::Stale, "the directory was removed") };
-        let pending = cell.dir.has_pending();
-        st.grown += cell.dir.len() + 1;
-        self.evict(&mut st, id);
-        drop(st);
+        let merged = self.read_index(id).await?;
+        let pending = {
+            let mut st = self.state.lock();
+            let Some(cell) = st.dirs.get(&id) else { return fail(Kind::Stale, "the directory was removed") };
+            let pending = cell.dir.has_pending();
+            st.grown += cell.dir.len() + 1;
+            // Whoever needs the links directory needs another one with it.
+            if id != st.links {
+                self.evict(&mut st, id);
+            }
+            pending
+        };
         if pending {
             self.kick(id);
         }
-        Ok(())
+        self.after_merge(id, merged).await
     }
 
     /// Runs a request to the store within the mount's deadline.

@@ -1,27 +1,21 @@
-//! Names: lookup, create, mkdir, unlink, rmdir, rename, symlink.
+//! Names: lookup, create, mkdir, unlink, rmdir, symlink.
 
 use super::file::File;
+use super::links::{Step, dangling};
 use super::state::{CONTROL_BIT, DirCell, ROOT_SELF, State, attr_of};
 use super::{Doomed, Fs};
 use crate::crypto::secmem::SecretKey;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Attributes, Body, Entry, FileRef};
 use crate::ops::{Caller, FileType, Found, Ino, NewNode, ROOT};
-use crate::tree::dir::{Change, Dir, Guard, MoveToken};
+use crate::tree::dir::{Change, Dir, Guard};
 use crate::types::{DirId, FileId, Hash, NAME_MAX};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 const S_ISGID: u16 = 0o2000;
-const RENAME_NOREPLACE: u32 = 1;
 /// Longest symlink target: PATH_MAX less the zero byte.
 const TARGET_MAX: usize = 4095;
-
-/// What a rename needs to know of both ends, found before the lock is taken.
-struct Move {
-    from: DirId,
-    to: DirId,
-}
 
 impl Fs {
     /// Refuses names that no directory can hold.
@@ -50,6 +44,9 @@ impl Fs {
 
     pub(super) fn found(&self, st: &State, ino: Ino) -> Result<Found> {
         let e = self.entry_of(st, ino)?;
+        if e.link().is_some() {
+            return Err(dangling());
+        }
         let cell = match &e.body {
             Body::Dir { dir_id, .. } => st.dirs.get(dir_id),
             _ => None,
@@ -99,8 +96,17 @@ impl Fs {
         }
         let dir = self.dir(parent).await?;
         self.refresh_soon(dir);
-        let mut st = self.state.lock();
-        self.lookup_in(&mut st, parent, dir, name)
+        for last in [false, true] {
+            self.reach(&[(dir, name)]).await?;
+            let found = self.lookup_in(&mut self.state.lock(), parent, dir, name);
+            match found {
+                // Another machine may have removed the name together with what it led to.
+                Err(e) if e.kind() == Kind::Corrupt && !last => self.reload(dir).await?,
+                Err(e) if e.kind() == Kind::Corrupt => return Err(self.report(e, dir)),
+                done => return done,
+            }
+        }
+        Err(dangling())
     }
 
     fn lookup_in(&self, st: &mut State, parent: Ino, dir: DirId, name: &[u8]) -> Result<Found> {
@@ -109,7 +115,8 @@ impl Fs {
         }
         let entry = st.loaded(dir)?.dir.get(name).cloned();
         let Some(entry) = entry else { return fail(Kind::NotFound, "no such name") };
-        let ino = st.know(dir, &entry, 1);
+        let Some((at, target)) = st.target(dir, &entry) else { return Err(dangling()) };
+        let ino = st.know(at, &target, 1);
         self.attach_dir(st, dir, &entry);
         self.found(st, ino)
     }
@@ -124,6 +131,10 @@ impl Fs {
         let cell = st.dirs.get(&dir)?;
         if !cell.dir.is_loaded() || self.is_stale(cell) {
             return None;
+        }
+        if let Some(link) = cell.dir.get(name).filter(|e| e.link().is_some()) {
+            // A number that is stale has to be asked for.
+            st.target(dir, link).filter(|_| st.dirs.get(&st.links).is_some_and(|c| !self.is_stale(c)))?;
         }
         Some(self.lookup_in(&mut st, parent, dir, name))
     }
@@ -149,7 +160,7 @@ impl Fs {
                 attributes.mode |= S_ISGID;
             }
         }
-        Ok(Entry { name: name.to_vec(), attributes, body, xattrs: Vec::new() })
+        Ok(Entry { name: name.to_vec(), attributes, body, refs: Vec::new(), xattrs: Vec::new() })
     }
 
     /// Puts a new entry into a loaded directory and answers with its inode.
@@ -257,7 +268,7 @@ impl Fs {
 
     /// What hangs on the end of an entry: its object or index objects are deleted once the index no longer names them and the
     /// last handle is closed.
-    fn bury(&self, st: &mut State, dir: DirId, entry: &Arc<Entry>) -> Vec<Guard> {
+    pub(super) fn bury(&self, st: &mut State, dir: DirId, entry: &Arc<Entry>) -> Vec<Guard> {
         let mut after: Vec<Guard> = Vec::new();
         let ino = st.unplace(dir, &entry.name, entry);
         match &entry.body {
@@ -310,6 +321,7 @@ impl Fs {
     pub(super) async fn do_unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
         self.writable()?;
         let dir = self.dir(parent).await?;
+        self.reach(&[(dir, name)]).await?;
         let due = {
             let mut st = self.state.lock();
             let Some(entry) = st.loaded(dir)?.dir.get(name).cloned().filter(|_| !(parent == ROOT && name == ROOT_SELF)) else {
@@ -318,9 +330,9 @@ impl Fs {
             if entry.is_dir() {
                 return fail(Kind::IsDir, "is a directory");
             }
-            self.journal_only(&mut st, &[(dir, name.to_vec(), None)])?;
-            let after = self.bury(&mut st, dir, &entry);
-            self.apply_journalled(&mut st, vec![(dir, name.to_vec(), Change { after, ..Change::default() })])
+            let mut steps = vec![Step::new(dir, name, Change::default())];
+            self.part(&st, &mut steps, 0, &entry);
+            self.perform(&mut st, steps, |_, _| {})?
         };
         drop(due);
         Ok(())
@@ -356,123 +368,12 @@ impl Fs {
             if !st.loaded(child)?.dir.is_empty() {
                 return fail(Kind::NotEmpty, "the directory is not empty");
             }
-            self.journal_only(&mut st, &[(dir, name.to_vec(), None)])?;
-            let after = self.bury(&mut st, dir, &entry);
-            self.apply_journalled(&mut st, vec![(dir, name.to_vec(), Change { after, ..Change::default() })])
+            let left = st.loaded(child)?.dir.lefts();
+            let gone = Step::new(dir, name, Change { left, ..Change::default() });
+            self.perform(&mut st, vec![Step { buries: Some(entry), ..gone }], |_, _| {})?
         };
         drop(due);
         Ok(())
-    }
-
-    pub(super) async fn do_rename(&self, parent: Ino, name: &[u8], newparent: Ino, newname: &[u8], flags: u32) -> Result<()> {
-        self.writable()?;
-        if flags & !RENAME_NOREPLACE != 0 {
-            return fail(Kind::Invalid, "this kind of rename is not supported yet");
-        }
-        self.check_name(parent, name)?;
-        self.check_name(newparent, newname)?;
-        let m = Move { from: self.dir(parent).await?, to: self.dir(newparent).await? };
-        // A directory in the way must be known to be empty.
-        let way = {
-            let mut st = self.state.lock();
-            let e = st.loaded(m.to)?.dir.get(newname).cloned();
-            if let Some(e) = &e {
-                self.attach_dir(&mut st, m.to, e);
-            }
-            e
-        };
-        if let Some(Body::Dir { dir_id, .. }) = way.as_ref().map(|e| &e.body) {
-            self.load_dir(*dir_id).await?;
-            self.fresh_dir(*dir_id).await?;
-        }
-        let due = {
-            let mut st = self.state.lock();
-            self.rename_locked(&mut st, &m, name, newname, flags)?
-        };
-        drop(due);
-        Ok(())
-    }
-
-    fn rename_locked(&self, st: &mut State, m: &Move, name: &[u8], newname: &[u8], flags: u32) -> Result<Vec<Guard>> {
-        let Some(entry) = st.loaded(m.from)?.dir.get(name).cloned() else { return fail(Kind::NotFound, "no such name") };
-        let there = {
-            let to = st.loaded(m.to)?;
-            if to.dead {
-                return fail(Kind::NotFound, "the directory was removed");
-            }
-            to.dir.get(newname).cloned()
-        };
-        if m.from == m.to && name == newname {
-            return if flags & RENAME_NOREPLACE != 0 { fail(Kind::Exists, "the name is taken") } else { Ok(Vec::new()) };
-        }
-        self.check_rename(st, m, &entry, there.as_deref(), flags)?;
-        if there.is_none() && m.from != m.to {
-            has_room(st.loaded(m.to)?, self.opts.max_names)?;
-        }
-        let mut moved = Entry::clone(&entry);
-        moved.name = newname.to_vec();
-        moved.attributes.ctime = self.env.clock.now();
-        let moved = Arc::new(moved);
-        self.journal_only(st, &[(m.to, newname.to_vec(), Some(moved.clone())), (m.from, name.to_vec(), None)])?;
-        let mut after = match &there {
-            Some(old) => self.bury(st, m.to, old),
-            None => Vec::new(),
-        };
-        st.replace(&(m.from, name.to_vec()), &(m.to, newname.to_vec()));
-        self.moved(st, &moved, m.to);
-        let token = Arc::new(MoveToken::default());
-        let mut carry = st.loaded(m.from)?.dir.release_carry(name);
-        carry.push(token.clone());
-        let gone = Change { wait: vec![token], ..Change::default() };
-        let due = self.apply_journalled(st, vec![(m.from, name.to_vec(), gone)]);
-        // What the old name was still to drop belongs to the new one now.
-        after.extend(due);
-        let here = Change { entry: Some(moved), carry, after, ..Change::default() };
-        Ok(self.apply_journalled(st, vec![(m.to, newname.to_vec(), here)]))
-    }
-
-    fn check_rename(&self, st: &mut State, m: &Move, entry: &Entry, there: Option<&Entry>, flags: u32) -> Result<()> {
-        if flags & RENAME_NOREPLACE != 0 && there.is_some() {
-            return fail(Kind::Exists, "the name is taken");
-        }
-        if let Body::Dir { dir_id, .. } = entry.body
-            && st.lies_below(m.to, dir_id)
-        {
-            return fail(Kind::Invalid, "a directory cannot be moved into itself");
-        }
-        let Some(there) = there else { return Ok(()) };
-        if let Body::Dir { dir_id, .. } = there.body
-            && st.lies_below(m.from, dir_id)
-        {
-            return fail(Kind::NotEmpty, "the directory holds what is to take its place");
-        }
-        match (entry.is_dir(), &there.body) {
-            (true, Body::Dir { dir_id, .. }) => match st.loaded(*dir_id)?.dir.is_empty() {
-                true => Ok(()),
-                false => fail(Kind::NotEmpty, "the directory is not empty"),
-            },
-            (true, _) => fail(Kind::NotDir, "not a directory"),
-            (false, Body::Dir { .. }) => fail(Kind::IsDir, "is a directory"),
-            (false, _) => Ok(()),
-        }
-    }
-
-    /// Tells the file or directory behind an entry where it is now.
-    fn moved(&self, st: &mut State, entry: &Entry, to: DirId) {
-        let place = Some((to, entry.name.clone()));
-        match &entry.body {
-            Body::File(f) => {
-                if let Some(file) = st.files.get(&f.file_id) {
-                    *file.place.lock() = place;
-                }
-            }
-            Body::Dir { dir_id, .. } => {
-                if let Some(cell) = st.dirs.get_mut(dir_id) {
-                    cell.place = place;
-                }
-            }
-            _ => {}
-        }
     }
 
     pub(super) fn do_forget(&self, ino: Ino, n: u64) {
@@ -496,7 +397,7 @@ impl Fs {
 }
 
 /// Refuses one more entry where a directory holds as many as it may.
-fn has_room(cell: &DirCell, max: u64) -> Result<()> {
+pub(super) fn has_room(cell: &DirCell, max: u64) -> Result<()> {
     if cell.dir.len() as u64 >= max {
         return fail(Kind::NoSpace, format!("a directory holds up to {max} entries"));
     }

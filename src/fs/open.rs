@@ -117,8 +117,23 @@ fn root_entry(root: &DirRef, options: &Options) -> Arc<Entry> {
         name: super::state::ROOT_SELF.to_vec(),
         attributes: Attributes { mode: 0o755, uid, gid, atime: t, mtime: t, ctime: t, btime: t },
         body: Body::Dir { dir_id: root.dir_id, dir_key: crate::crypto::secmem::SecretKey::new(&[0; 32]) },
+        refs: Vec::new(),
         xattrs: Vec::new(),
     })
+}
+
+fn nothing_yet(root: DirId, links: DirId) -> State {
+    State {
+        nodes: HashMap::new(),
+        places: HashMap::new(),
+        dirs: HashMap::new(),
+        files: HashMap::new(),
+        unborn: HashSet::new(),
+        root,
+        links,
+        seq: 0,
+        grown: 0,
+    }
 }
 
 impl Fs {
@@ -143,18 +158,12 @@ impl Fs {
             counter: AtomicU64::new(0),
             strays: parking_lot::Mutex::default(),
         });
-        let mut st = State {
-            nodes: HashMap::new(),
-            places: HashMap::new(),
-            dirs: HashMap::new(),
-            files: HashMap::new(),
-            unborn: HashSet::new(),
-            root: root.dir_id,
-            seq: 0,
-            grown: 0,
-        };
+        let mut st = nothing_yet(root.dir_id, keys.links_dir().dir_id);
         st.dirs.insert(root.dir_id, DirCell::new(Dir::unloaded(root.dir_id), root.dir_key.clone(), None));
         let left = recover(&mut st, &disk, &owner(LogKind::Journal), &spool, &env)?;
+        let links = keys.links_dir();
+        let unknown = || DirCell::new(Dir::unloaded(links.dir_id), links.dir_key.clone(), None);
+        st.dirs.entry(links.dir_id).or_insert_with(unknown);
         left.losses.iter().for_each(|e| sink.trouble(e));
         let (deleter, deletions) = mpsc::unbounded_channel();
         let root_entry = root_entry(&root, &options);
@@ -271,8 +280,9 @@ impl Fs {
         for (id, cell) in st.dirs.iter().filter(|(_, c)| !c.dead) {
             let behind =
                 |e: &Entry| matches!(&e.body, Body::File(f) if st.files.get(&f.file_id).is_some_and(|f| f.live.lock().dirty()));
-            for (name, seq, entry) in cell.dir.unsettled(behind) {
-                lines.push((seq.unwrap_or(st.seq), st.line(*id, cell, name, entry, None)));
+            for u in cell.dir.unsettled(behind) {
+                let line = st.line(*id, cell, u.name, u.entry, None);
+                lines.push((u.seq.unwrap_or(st.seq), journal::Line { delta: u.delta, left: u.left, ..line }));
             }
         }
         lines

@@ -87,8 +87,8 @@ impl Ops for Fs {
         again!(self.do_rename(parent, name, newparent, newname, flags))
     }
 
-    async fn link(&self, _who: Caller, _ino: Ino, _newparent: Ino, _newname: &[u8]) -> Result<Found> {
-        fail(Kind::NotPermitted, "hard links are not supported yet")
+    async fn link(&self, _who: Caller, ino: Ino, newparent: Ino, newname: &[u8]) -> Result<Found> {
+        again!(self.do_link(ino, newparent, newname))
     }
 
     async fn open(&self, _who: Caller, ino: Ino, flags: i32) -> Result<Opened> {

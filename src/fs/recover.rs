@@ -14,8 +14,8 @@ use crate::error::{Error, Kind, Result};
 use crate::format::entry::Body;
 use crate::sealedlog::{ClosedLog, LogOwner};
 use crate::store::UploadId;
-use crate::tree::dir::{Change, Dir, MoveToken};
-use crate::types::{DirId, FileId, Hash};
+use crate::tree::dir::{Change, Dir, Left as Parted, MoveToken};
+use crate::types::{DirId, FileId, Hash, LinkRef};
 use crate::write::spool::{DestroyLogs, Found, Head, Spool};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -86,13 +86,30 @@ fn put_names(st: &mut State, replayed: &Replayed) -> HashMap<FileId, Place> {
     lines.sort_by_key(|(seq, _)| *seq);
     st.seq = st.seq.max(replayed.seq);
     st.unborn.extend(&replayed.unborn);
+    // In the bucket, an inode counts a name before it comes and until it is gone.
+    let token = || Arc::new(MoveToken::default());
+    let gone: HashMap<LinkRef, _> = lines.iter().flat_map(|(_, l)| &l.left).map(|r| (*r, token())).collect();
+    let inodes = lines.iter().filter(|(_, l)| l.dir == st.links && l.entry.is_some());
+    let counted: HashMap<Vec<u8>, _> = inodes.map(|(_, l)| (l.name.clone(), token())).collect();
+    let left = |refs: &mut dyn Iterator<Item = &LinkRef>| -> Vec<Parted> {
+        refs.filter_map(|r| Some((*r, gone.get(r)?.clone()))).collect()
+    };
     // The old name of what was moved goes when the new one is there, as before the crash.
-    let arrivals = lines.iter().filter(|(_, l)| l.entry.is_some());
-    let tokens: HashMap<u64, Arc<MoveToken>> = arrivals.map(|(seq, _)| (*seq, Arc::default())).collect();
+    let arrivals = lines.iter().filter(|(_, l)| l.entry.is_some() && l.dir != st.links);
+    let moves: HashMap<u64, Arc<MoveToken>> = arrivals.map(|(seq, _)| (*seq, token())).collect();
     for (seq, line) in lines {
-        let mut change = Change { entry: line.entry.clone(), ..Change::default() };
-        let side = if line.entry.is_some() { &mut change.carry } else { &mut change.wait };
-        side.extend(tokens.get(seq).cloned());
+        let mut change = Change { entry: line.entry.clone(), delta: Some(line.delta.clone()), ..Change::default() };
+        change.left = left(&mut line.left.iter());
+        change.held = left(&mut line.delta.removed.iter());
+        if line.dir == st.links {
+            change.carry.extend(counted.get(&line.name).cloned());
+        } else if let Some(link) = line.entry.as_ref().and_then(|e| e.link()) {
+            change.wait.extend(counted.get(&link.inode_name()).cloned());
+        }
+        if line.dir != st.links {
+            let side = if line.entry.is_some() { &mut change.carry } else { &mut change.wait };
+            side.extend(moves.get(seq).cloned());
+        }
         cell(st, line.dir, &line.key).dir.set(&line.name, *seq, change);
         let place = (line.dir, line.name.clone());
         match line.entry.as_deref().map(|e| &e.body) {

@@ -10,6 +10,7 @@ use crate::crypto::secmem::SecretKey;
 use crate::error::{Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
 use crate::ops::{Attr, FileType, Ino, ROOT};
+use crate::tree::delta::Delta;
 use crate::tree::dir::{Dir, Guard};
 use crate::tree::io::Remote;
 use crate::types::{DirId, FileId, Time};
@@ -117,6 +118,8 @@ pub struct State {
     pub unborn: HashSet<DirId>,
     /// The root directory.
     pub root: DirId,
+    /// The links directory.
+    pub links: DirId,
     /// Last change number.
     pub seq: u64,
     /// Entries read from the bucket since they were last counted.
@@ -134,7 +137,8 @@ impl State {
     pub fn line(&self, dir: DirId, cell: &DirCell, name: Vec<u8>, entry: Option<Arc<Entry>>, dead: Option<DirId>) -> Line {
         let entry_unborn =
             matches!(entry.as_deref().map(|e| &e.body), Some(Body::Dir { dir_id, .. }) if self.unborn.contains(dir_id));
-        Line { dir, key: cell.key.clone(), unborn: self.unborn.contains(&dir), name, entry, entry_unborn, dead }
+        let (unborn, key) = (self.unborn.contains(&dir), cell.key.clone());
+        Line { dir, key, unborn, name, entry, entry_unborn, dead, delta: Delta::default(), left: Vec::new() }
     }
 
     /// The directory behind an inode.
@@ -170,10 +174,14 @@ impl State {
 
     /// The inode number of the entry at a place: the one in use, else one derived from what it is.
     pub fn ino_at(&self, dir: DirId, entry: &Entry) -> Ino {
-        if let Some(&ino) = self.places.get(&(dir, entry.name.clone())) {
+        let place = match entry.link() {
+            Some(link) => (self.links, link.inode_name()),
+            None => (dir, entry.name.clone()),
+        };
+        if let Some(&ino) = self.places.get(&place) {
             return ino;
         }
-        let mut ino = derived_ino(dir, entry);
+        let mut ino = derived_ino(&place, &entry.body);
         while self.nodes.contains_key(&ino) || ino <= ROOT {
             ino = (ino + 1) & !CONTROL_BIT;
         }
@@ -241,6 +249,31 @@ impl State {
         self.places.insert(to.clone(), ino);
     }
 
+    /// The inodes at two places change places.
+    pub fn swap(&mut self, a: &Place, b: &Place) {
+        let moves = [(a, b), (b, a)].map(|(from, to)| (self.places.remove(from), from, to));
+        for (ino, from, to) in moves {
+            let Some(ino) = ino else { continue };
+            if let Some(c) = self.dirs.get_mut(&from.0) {
+                c.nodes = c.nodes.saturating_sub(1);
+            }
+            if let Some(c) = self.dirs.get_mut(&to.0) {
+                c.nodes += 1;
+            }
+            if let Some(n) = self.nodes.get_mut(&ino) {
+                n.place = Some(to.clone());
+            }
+            self.places.insert(to.clone(), ino);
+        }
+    }
+
+    /// What a name stands for: its own entry, or the inode that it is a link to. `None` when that is not known (yet).
+    pub fn target(&self, dir: DirId, entry: &Arc<Entry>) -> Option<(DirId, Arc<Entry>)> {
+        let Some(link) = entry.link() else { return Some((dir, entry.clone())) };
+        let links = self.dirs.get(&self.links).filter(|c| c.dir.is_loaded())?;
+        Some((self.links, links.dir.get(&link.inode_name())?.clone()))
+    }
+
     /// Whether `dir` is `inside` or lies below it (as far as directories are known, and all on a path are).
     pub fn lies_below(&self, mut dir: DirId, inside: DirId) -> bool {
         for _ in 0..4096 {
@@ -273,11 +306,12 @@ impl State {
 }
 
 /// A number for an inode that nobody uses yet: from its id, so that it is the same in every mount.
-pub fn derived_ino(dir: DirId, entry: &Entry) -> Ino {
-    let bytes: [u8; 8] = match &entry.body {
+pub fn derived_ino(place: &Place, body: &Body) -> Ino {
+    let bytes: [u8; 8] = match body {
         Body::File(f) => first8(&f.file_id.0),
         Body::Dir { dir_id, .. } => first8(&dir_id.0),
-        _ => first8(&crate::crypto::hash::sha256(&[&dir.0, &entry.name])),
+        Body::Link(link) if file_type(body) == FileType::File => first8(&link.id.0),
+        _ => first8(&crate::crypto::hash::sha256(&[&place.0.0, &place.1])),
     };
     (u64::from_be_bytes(bytes) & !CONTROL_BIT).max(ROOT + 1)
 }
@@ -298,6 +332,14 @@ pub fn file_type(body: &Body) -> FileType {
         Body::Socket => FileType::Socket,
         Body::CharDevice { .. } => FileType::CharDev,
         Body::BlockDevice { .. } => FileType::BlockDev,
+        Body::Link(link) => match link.kind {
+            3 => FileType::Symlink,
+            4 => FileType::Fifo,
+            5 => FileType::Socket,
+            6 => FileType::CharDev,
+            7 => FileType::BlockDev,
+            _ => FileType::File,
+        },
     }
 }
 
@@ -326,7 +368,7 @@ pub fn attr_of(ino: Ino, e: &Entry, links: Option<u32>) -> Attr {
         perm: a.mode,
         nlink: match e.body {
             Body::Dir { .. } => links.unwrap_or(2),
-            _ => 1,
+            _ => e.refs.len().max(1) as u32,
         },
         uid: a.uid,
         gid: a.gid,

@@ -10,9 +10,12 @@
 //!
 //! A pending name remembers `base`, the entry that the bucket holds for it. What goes into the next index object is, name by
 //! name: the local entry when the name is taken into the batch, `base` when it is pending but not ready, else the entry.
+//!
+//! In the links directory entries count their names (`refs`). Two machines' counts are combined as sets: see [`Delta`].
 
-use crate::format::entry::Entry;
-use crate::types::DirId;
+use super::delta::{Delta, combine};
+use crate::format::entry::{Body, Entry, link_id};
+use crate::types::{DirId, LinkRef};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,7 +33,7 @@ impl MoveToken {
         self.0.load(Ordering::Acquire)
     }
 
-    fn set(&self) {
+    pub(super) fn set(&self) {
         self.0.store(true, Ordering::Release);
     }
 }
@@ -49,7 +52,16 @@ struct Pending {
     wait: Vec<Arc<MoveToken>>,
     carry: Vec<Arc<MoveToken>>,
     after: Vec<Guard>,
+    /// Links that the bucket may still hold under this name, and the change that took them away.
+    left: Vec<(u64, Left)>,
+    /// What was done to the names that lead here, since `base`.
+    delta: Delta,
+    /// Names that were taken away here and may still be in the bucket: they are counted there until they have gone.
+    held: Vec<Left>,
 }
+
+/// A name of a file with several that is gone: set once the bucket does not hold it any more.
+pub type Left = (LinkRef, Arc<MoveToken>);
 
 struct Slot {
     cookie: u64,
@@ -61,11 +73,41 @@ struct Slot {
 pub struct Change {
     /// The new entry; `None` removes the name.
     pub entry: Option<Arc<Entry>>,
-    /// A removal waits for these.
+    /// The change waits for these.
     pub wait: Vec<Arc<MoveToken>>,
     /// An arrival sets these.
     pub carry: Vec<Arc<MoveToken>>,
     /// Dropped when the change is in the bucket.
+    pub after: Vec<Guard>,
+    /// The links that the name was and is not any more.
+    pub left: Vec<Left>,
+    /// In the links directory: names that are taken off the entry once they have gone.
+    pub held: Vec<Left>,
+    /// After a crash: what was done to the entry's names. Otherwise it follows from what is shown.
+    pub delta: Option<Delta>,
+}
+
+/// What a merge found besides names that changed.
+#[derive(Default)]
+pub struct Merged {
+    /// Names whose shown entry changed.
+    pub changed: Vec<Vec<u8>>,
+    /// Names that this machine changed or removed as the only one of a file, and that another machine has made a link meanwhile:
+    /// what they were to become here.
+    pub linked: Vec<Linked>,
+    /// Removed here, and another machine has given it a name: what hung on the removal.
+    pub kept: Vec<(Vec<u8>, Vec<Guard>)>,
+}
+
+/// A name that is a link now.
+pub struct Linked {
+    /// The name.
+    pub name: Vec<u8>,
+    /// This machine's entry for it; `None` when it was removed here.
+    pub mine: Option<Arc<Entry>>,
+    /// What the bucket holds.
+    pub theirs: Arc<Entry>,
+    /// What hung on the change.
     pub after: Vec<Guard>,
 }
 
@@ -80,8 +122,19 @@ pub struct Taken {
     pub entry: Option<Arc<Entry>>,
 }
 
-/// What a journal must remember of a name: its change number while it is pending, and its entry.
-pub type Unsettled = (Vec<u8>, Option<u64>, Option<Arc<Entry>>);
+/// What a journal must remember of a name.
+pub struct Unsettled {
+    /// The name.
+    pub name: Vec<u8>,
+    /// Its change number while it is pending.
+    pub seq: Option<u64>,
+    /// Its entry.
+    pub entry: Option<Arc<Entry>>,
+    /// What was done to the names that lead to it.
+    pub delta: Delta,
+    /// Links that the bucket may still hold under the name.
+    pub left: Vec<LinkRef>,
+}
 
 /// A directory in memory.
 pub struct Dir {
@@ -181,9 +234,44 @@ impl Dir {
 
     /// Pending names with their change numbers, and names whose entry `behind` accepts: what a journal must remember.
     pub fn unsettled(&self, behind: impl Fn(&Entry) -> bool) -> Vec<Unsettled> {
-        let pending = self.pending.iter().map(|(n, p)| (n.clone(), Some(p.seq), self.get(n).cloned()));
+        let pending = self.pending.iter().map(|(n, p)| Unsettled {
+            name: n.clone(),
+            seq: Some(p.seq),
+            entry: self.get(n).cloned(),
+            delta: p.delta.clone(),
+            left: p.left.iter().map(|(_, (r, _))| *r).collect(),
+        });
         let rest = self.entries.iter().filter(|(n, s)| !self.pending.contains_key(*n) && behind(&s.entry));
-        pending.chain(rest.map(|(n, s)| (n.clone(), None, Some(s.entry.clone())))).collect()
+        let rest = rest.map(|(n, s)| Unsettled {
+            name: n.clone(),
+            seq: None,
+            entry: Some(s.entry.clone()),
+            delta: Delta::default(),
+            left: Vec::new(),
+        });
+        pending.chain(rest).collect()
+    }
+
+    /// What a journal must remember of a name that is about to become `entry`: see [`Unsettled`].
+    pub fn foresee(&self, name: &[u8], entry: Option<&Entry>) -> (Delta, Vec<LinkRef>) {
+        let p = self.pending.get(name);
+        let mut delta = p.map(|p| p.delta.clone()).unwrap_or_default();
+        delta.step(refs_of(self.get(name).map(|e| &**e)), refs_of(entry));
+        let left = p.iter().flat_map(|p| p.left.iter().map(|(_, (r, _))| *r));
+        let shown = self.get(name).and_then(|e| e.link()).map(|l| l.own);
+        let now = entry.and_then(Entry::link).map(|l| l.own);
+        (delta, left.chain(shown.filter(|s| Some(*s) != now)).collect())
+    }
+
+    /// Links that the bucket may still hold in this directory: they go with it when it is removed.
+    pub fn lefts(&self) -> Vec<Left> {
+        self.pending.values().flat_map(|p| p.left.iter().map(|(_, l)| l.clone())).collect()
+    }
+
+    /// Pending names that are links to an inode.
+    pub fn pending_links(&self, inode: &[u8]) -> Vec<Vec<u8>> {
+        let leads = |n: &Vec<u8>| self.get(n).and_then(|e| e.link()).is_some_and(|l| l.inode_name() == inode);
+        self.pending.keys().filter(|n| leads(n)).cloned().collect()
     }
 
     /// The entry shown for a name.
@@ -229,24 +317,32 @@ impl Dir {
     /// Returns guards that have become due at once: a file that came and went before the bucket heard of it.
     pub fn set(&mut self, name: &[u8], seq: u64, change: Change) -> Vec<Guard> {
         let shown = self.get(name).cloned();
-        let Change { entry, wait, carry, after } = change;
+        let Change { entry, wait, carry, after, left, held, delta } = change;
         let known = self.loaded && !self.presumed;
-        let p = self.pending.entry(name.to_vec()).or_insert_with(|| Pending { base: shown, since: seq, ..Pending::default() });
+        let fresh = || Pending { base: shown.clone(), since: seq, ..Pending::default() };
+        let p = self.pending.entry(name.to_vec()).or_insert_with(fresh);
         p.seq = seq;
         p.after.extend(after);
+        p.left.extend(left.into_iter().map(|l| (seq, l)));
+        p.held.extend(held);
+        match delta {
+            Some(delta) => p.delta = delta,
+            None => p.delta.step(refs_of(shown.as_deref()), refs_of(entry.as_deref())),
+        }
         // Whoever waited for an arrival under this name waits no more once the name holds something else.
         let keep = std::mem::replace(&mut p.carry, carry);
         if entry.is_none() {
             keep.iter().for_each(|t| t.set());
             p.wait.extend(wait);
+            p.wait.extend(p.held.drain(..).map(|(_, token)| token));
         } else {
             p.carry.extend(keep);
-            p.wait.clear();
+            p.wait = wait;
         }
         let gone = known && entry.is_none() && p.base.is_none() && !p.in_flight && !p.unsure;
         self.show(name, entry);
         match gone {
-            true => self.pending.remove(name).map(|p| p.after).unwrap_or_default(),
+            true => self.pending.remove(name).map(Pending::settle).unwrap_or_default(),
             false => Vec::new(),
         }
     }
@@ -257,9 +353,9 @@ impl Dir {
     }
 
     /// Takes in what the bucket holds for the names that `covers` accepts (a shard's, or all). Pending names keep their local
-    /// entry and learn their base. Returns the names whose shown entry changed.
-    pub fn merge(&mut self, remote: Vec<Arc<Entry>>, covers: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
-        let mut changed = Vec::new();
+    /// entry and learn their base; names of inodes are combined.
+    pub fn merge(&mut self, remote: Vec<Arc<Entry>>, covers: impl Fn(&[u8]) -> bool) -> Merged {
+        let mut out = Merged::default();
         let mut theirs: BTreeMap<Vec<u8>, Arc<Entry>> = remote.into_iter().map(|e| (e.name.clone(), e)).collect();
         let gone: Vec<Vec<u8>> = self
             .entries
@@ -269,16 +365,17 @@ impl Dir {
             .collect();
         for name in gone {
             self.show(&name, None);
-            changed.push(name);
+            out.changed.push(name);
         }
-        for (name, p) in self.pending.iter_mut().filter(|(n, _)| covers(n)) {
-            p.base = theirs.remove(name);
-            p.unsure = false;
+        let pending: Vec<Vec<u8>> = self.pending.keys().filter(|n| covers(n)).cloned().collect();
+        for name in pending {
+            let base = theirs.remove(&name);
+            self.merge_pending(name, base, &mut out);
         }
         for (name, entry) in theirs {
             if self.get(&name).is_none_or(|e| **e != *entry) {
                 self.show(&name, Some(entry));
-                changed.push(name);
+                out.changed.push(name);
             }
         }
         // A removal of something the bucket does not hold is done.
@@ -289,11 +386,39 @@ impl Dir {
             .map(|(n, _)| n.clone())
             .collect();
         for name in done {
-            self.pending.remove(&name);
+            drop(self.pending.remove(&name).map(Pending::settle));
         }
         self.loaded = true;
         self.presumed = false;
-        changed
+        out
+    }
+
+    /// A pending name learns what the bucket holds.
+    fn merge_pending(&mut self, name: Vec<u8>, theirs: Option<Arc<Entry>>, out: &mut Merged) {
+        let mine = self.get(&name).cloned();
+        let Some(p) = self.pending.get_mut(&name) else { return };
+        p.unsure = false;
+        let old = std::mem::replace(&mut p.base, theirs.clone());
+        let counted = [&mine, &theirs, &old].into_iter().flatten().any(|e| !e.refs.is_empty()) || !p.delta.is_empty();
+        if !counted {
+            // The file that this machine knew under this name has several names now.
+            let was = [&mine, &old].map(|e| e.as_ref().and_then(file_link));
+            if let Some(now) = theirs.filter(|t| t.link().is_some_and(|l| was.contains(&Some(l.id)))) {
+                let after = std::mem::take(&mut p.after);
+                out.linked.push(Linked { name, mine, theirs: now, after });
+            }
+            return;
+        }
+        let combined = combine(mine.as_deref(), old.as_deref(), theirs.as_deref(), &p.delta);
+        if mine.is_none() && combined.is_some() {
+            out.kept.push((name.clone(), std::mem::take(&mut p.after)));
+        }
+        let combined = match &mine {
+            Some(m) if combined.as_ref() == Some(m) => return,
+            _ => combined.map(Arc::new),
+        };
+        self.show(&name, combined);
+        out.changed.push(name);
     }
 
     /// Takes the pending names that can be written now: removals whose moved file has arrived, and entries that `ready` accepts
@@ -301,20 +426,18 @@ impl Dir {
     ///
     /// They count as in flight until [`Dir::commit`] or [`Dir::untake`].
     pub fn take(&mut self, ready: impl Fn(&Entry) -> bool, covers: impl Fn(&[u8]) -> bool, max: usize) -> Vec<Taken> {
-        let entries = &self.entries;
         let mut batch = Vec::new();
         let mut here: Vec<Arc<MoveToken>> = Vec::new();
-        // Arrivals first: a removal may go with the write that brings the file its new name, and never without it.
-        for (name, p) in self.pending.iter_mut().filter(|(n, _)| covers(n)) {
-            if batch.len() >= max {
+        // Arrivals first: a removal may go with the write that brings the file its new name, and never without it. An arrival
+        // may wait for another one.
+        loop {
+            let before = batch.len();
+            self.take_arrivals(&ready, &covers, max, &mut batch, &mut here);
+            if batch.len() == before || here.is_empty() {
                 break;
             }
-            if let Some(slot) = entries.get(name).filter(|s| ready(&s.entry)) {
-                p.in_flight = true;
-                here.extend(p.carry.iter().cloned());
-                batch.push(Taken { name: name.clone(), seq: p.seq, entry: Some(slot.entry.clone()) });
-            }
         }
+        let entries = &self.entries;
         let arrives = |t: &Arc<MoveToken>| t.arrived() || here.iter().any(|h| Arc::ptr_eq(h, t));
         for (name, p) in self.pending.iter_mut().filter(|(n, _)| covers(n) && !entries.contains_key(*n)) {
             if batch.len() >= max {
@@ -326,6 +449,39 @@ impl Dir {
             }
         }
         batch
+    }
+
+    fn take_arrivals(
+        &mut self,
+        ready: &impl Fn(&Entry) -> bool,
+        covers: &impl Fn(&[u8]) -> bool,
+        max: usize,
+        batch: &mut Vec<Taken>,
+        here: &mut Vec<Arc<MoveToken>>,
+    ) {
+        let entries = &self.entries;
+        let first = batch.is_empty();
+        for (name, p) in self.pending.iter_mut().filter(|(n, _)| covers(n)) {
+            if batch.len() >= max {
+                break;
+            }
+            // In a second round only what had to wait in the first.
+            if !first && p.wait.is_empty() || p.in_flight {
+                continue;
+            }
+            let Some(slot) = entries.get(name).filter(|s| ready(&s.entry)) else { continue };
+            if !p.wait.iter().all(|t| t.arrived() || here.iter().any(|h| Arc::ptr_eq(h, t))) {
+                continue;
+            }
+            let entry = p.with_held(&slot.entry);
+            if p.base.as_ref() == Some(&entry) && !p.held.is_empty() && p.carry.is_empty() {
+                // All that is left to do is to take names off, and they are still there.
+                continue;
+            }
+            p.in_flight = true;
+            here.extend(p.carry.iter().cloned());
+            batch.push(Taken { name: name.clone(), seq: p.seq, entry: Some(entry) });
+        }
     }
 
     /// The write of `batch` failed, or nobody knows: its names are pending as before. Merge what the bucket holds before the next.
@@ -358,212 +514,77 @@ impl Dir {
     }
 
     /// `batch` is in the bucket. Names that did not change since are clean; the others have a new base. Returns the guards that
-    /// are due, and whether a moved file arrived (somebody may be waiting).
+    /// are due, and whether something arrived or went that somebody may be waiting for.
     pub fn commit(&mut self, batch: &[Taken]) -> (Vec<Guard>, bool) {
         let mut due = Vec::new();
-        let mut arrived = false;
+        let mut awaited = false;
         self.presumed = false;
         for t in batch {
+            let shown = self.get(&t.name).cloned();
             let Some(p) = self.pending.get_mut(&t.name) else { continue };
             p.in_flight = false;
+            p.left.retain(|(seq, (_, token))| {
+                let gone = *seq <= t.seq;
+                if gone {
+                    token.set();
+                    awaited = true;
+                }
+                !gone
+            });
+            let whole = t.seq == p.seq && t.entry == shown;
             if t.seq == p.seq {
-                if let Some(p) = self.pending.remove(&t.name) {
-                    due.extend(p.after);
-                    arrived |= !p.carry.is_empty();
-                    p.carry.iter().for_each(|t| t.set());
-                }
-            } else {
-                (p.base, p.since) = (t.entry.clone(), t.seq + 1);
-                if p.base.is_none()
-                    && !self.entries.contains_key(&t.name)
-                    && let Some(p) = self.pending.remove(&t.name)
-                {
-                    due.extend(p.after);
-                }
+                awaited |= !p.carry.is_empty();
+                p.carry.drain(..).for_each(|t| t.set());
             }
+            if whole || (t.entry.is_none() && shown.is_none()) {
+                due.extend(self.pending.remove(&t.name).map(Pending::settle).unwrap_or_default());
+                continue;
+            }
+            if t.seq == p.seq {
+                // Nothing is missing but that names are taken off which are still there.
+                due.append(&mut p.after);
+            }
+            (p.base, p.since) = (t.entry.clone(), t.seq + 1);
+            p.delta = Delta::between(refs_of(t.entry.as_deref()), refs_of(shown.as_deref()));
         }
-        (due, arrived)
+        (due, awaited)
+    }
+}
+
+impl Pending {
+    /// The bucket has it: whoever waited for it goes on. Gives the guards that are due.
+    fn settle(self) -> Vec<Guard> {
+        self.carry.iter().for_each(|t| t.set());
+        self.left.iter().for_each(|(_, (_, t))| t.set());
+        self.after
+    }
+
+    /// What the bucket shall hold of an inode: names that were taken off and are still there count on.
+    fn with_held(&mut self, entry: &Arc<Entry>) -> Arc<Entry> {
+        self.held.retain(|(_, token)| !token.arrived());
+        if self.held.iter().all(|(r, _)| entry.refs.contains(r)) {
+            return entry.clone();
+        }
+        let mut whole = Entry::clone(entry);
+        whole.refs.extend(self.held.iter().map(|(r, _)| *r));
+        whole.refs.sort_unstable();
+        whole.refs.dedup();
+        Arc::new(whole)
+    }
+}
+
+fn refs_of(entry: Option<&Entry>) -> &[LinkRef] {
+    entry.map_or(&[], |e| &e.refs)
+}
+
+/// The link id of a file that has one name.
+fn file_link(entry: &Arc<Entry>) -> Option<crate::types::LinkId> {
+    match &entry.body {
+        Body::File(f) => Some(link_id(&f.file_id)),
+        _ => None,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::format::entry::{Attributes, Body};
-    use proptest::prelude::*;
-
-    fn entry(name: &str, tag: u32) -> Arc<Entry> {
-        Arc::new(Entry {
-            name: name.as_bytes().to_vec(),
-            attributes: Attributes { uid: tag, ..Attributes::default() },
-            body: Body::Fifo,
-            xattrs: Vec::new(),
-        })
-    }
-    fn put(name: &str, tag: u32) -> Change {
-        Change { entry: Some(entry(name, tag)), ..Change::default() }
-    }
-    fn shown(d: &Dir) -> Vec<(String, u32)> {
-        d.iter().map(|e| (String::from_utf8_lossy(&e.name).into_owned(), e.attributes.uid)).collect()
-    }
-    fn tags(v: &[Arc<Entry>]) -> Vec<u32> {
-        v.iter().map(|e| e.attributes.uid).collect()
-    }
-    const ALL: fn(&[u8]) -> bool = |_| true;
-
-    #[test]
-    fn a_change_is_settled_once_the_bucket_has_it_and_not_before() {
-        let mut d = Dir::unloaded(DirId([1; 16]));
-        d.merge(vec![entry("a", 1)], ALL);
-        d.set(b"a", 5, put("a", 10));
-        let batch = d.take(|_| true, ALL, 100);
-        d.set(b"a", 6, put("a", 11));
-        // A newer change is pending: that says nothing about the one before it.
-        assert!(d.settled_until(4) && !d.settled_until(5) && !d.name_settled_until(b"a", 5));
-        d.commit(&batch);
-        assert!(d.settled_until(5) && d.name_settled_until(b"a", 5) && !d.name_settled_until(b"a", 6));
-        let batch = d.take(|_| true, ALL, 100);
-        d.commit(&batch);
-        assert!(d.settled_until(6) && d.name_settled_until(b"a", 6));
-    }
-
-    #[test]
-    fn a_name_that_is_not_ready_keeps_its_old_entry_in_the_bucket() {
-        let mut d = Dir::unloaded(DirId([1; 16]));
-        d.merge(vec![entry("a", 1), entry("b", 2)], ALL);
-        d.set(b"a", 1, put("a", 10));
-        d.set(b"b", 2, put("b", 20));
-        let batch = d.take(|e| e.attributes.uid != 10, ALL, 100);
-        assert_eq!(tags(&d.content(&batch, ALL)), [1, 20]);
-        d.commit(&batch);
-        assert_eq!(d.pending_count(), 1);
-        assert_eq!(shown(&d), [("a".into(), 10), ("b".into(), 20)]);
-    }
-
-    #[test]
-    fn a_removal_waits_for_the_arrival_of_the_moved_file() {
-        let mut a = Dir::unloaded(DirId([1; 16]));
-        a.merge(vec![entry("x", 1)], ALL);
-        let mut b = Dir::empty(DirId([2; 16]));
-        let token = Arc::new(MoveToken::default());
-        a.set(b"x", 1, Change { wait: vec![token.clone()], ..Change::default() });
-        b.set(b"y", 2, Change { carry: vec![token], ..put("y", 1) });
-        assert!(a.take(|_| true, ALL, 9).is_empty());
-        let batch = b.take(|_| true, ALL, 9);
-        assert!(b.commit(&batch).1);
-        assert_eq!(a.take(|_| true, ALL, 9).len(), 1);
-    }
-
-    #[test]
-    fn came_and_went_leaves_nothing_pending_and_frees_its_guards() {
-        let mut d = Dir::empty(DirId([1; 16]));
-        d.set(b"t", 1, Change { after: vec![Box::new(1u8)], ..put("t", 1) });
-        let due = d.set(b"t", 2, Change::default());
-        assert_eq!(due.len(), 1);
-        assert!(!d.has_pending());
-    }
-
-    #[test]
-    fn changed_again_while_in_flight_stays_pending_with_the_new_base() {
-        let mut d = Dir::empty(DirId([1; 16]));
-        d.set(b"f", 1, put("f", 1));
-        let batch = d.take(|_| true, ALL, 9);
-        d.set(b"f", 2, Change::default());
-        assert!(d.has_pending(), "the write under way may bring f back");
-        d.commit(&batch);
-        let batch = d.take(|_| true, ALL, 9);
-        assert_eq!(batch.len(), 1);
-        assert!(batch[0].entry.is_none());
-        d.commit(&batch);
-        assert!(!d.has_pending());
-    }
-
-    #[test]
-    fn a_failed_write_may_have_landed_until_a_merge_tells() {
-        let mut d = Dir::empty(DirId([1; 16]));
-        d.set(b"f", 1, put("f", 1));
-        let batch = d.take(|_| true, ALL, 9);
-        d.untake(&batch);
-        assert!(d.set(b"f", 2, Change { after: vec![Box::new(1u8)], ..Change::default() }).is_empty());
-        assert!(d.has_pending(), "the bucket may hold f by now");
-        d.merge(vec![entry("f", 1)], ALL);
-        assert_eq!(d.take(|_| true, ALL, 9).len(), 1);
-        d.merge(Vec::new(), ALL);
-        assert!(d.has_pending(), "in flight");
-    }
-
-    #[test]
-    fn a_removal_never_goes_without_the_arrival_it_waits_for() {
-        let mut d = Dir::unloaded(DirId([1; 16]));
-        d.merge((0..50).map(|i| entry(&format!("a{i:02}"), i)).collect(), ALL);
-        for i in 0..50u64 {
-            let token = Arc::new(MoveToken::default());
-            d.set(format!("a{i:02}").as_bytes(), i + 1, Change { wait: vec![token.clone()], ..Change::default() });
-            d.set(format!("z{i:02}").as_bytes(), i + 1, Change { carry: vec![token], ..put(&format!("z{i:02}"), i as u32) });
-        }
-        while d.has_pending() {
-            let batch = d.take(|_| true, ALL, 30);
-            let held = tags(&d.content(&batch, ALL));
-            assert!((0..50).all(|i| held.contains(&i)), "every file has a name at every moment");
-            d.commit(&batch);
-        }
-    }
-
-    #[test]
-    fn cookies_are_stable_while_the_directory_changes() {
-        let mut d = Dir::unloaded(DirId([1; 16]));
-        d.merge((0..100).map(|i| entry(&format!("f{i:03}"), i)).collect(), ALL);
-        let first: Vec<u64> = d.after(0).take(50).map(|(c, _)| c).collect();
-        for i in 0..100 {
-            if i % 3 == 0 {
-                d.set(format!("f{i:03}").as_bytes(), i + 1, Change::default());
-            }
-        }
-        d.set(b"a-new", 1000, put("a-new", 1));
-        let rest: Vec<u32> = d.after(first[49]).map(|(_, e)| e.attributes.uid).collect();
-        let want: Vec<u32> = (50..100).filter(|i| i % 3 != 0).chain([1]).collect();
-        assert_eq!(rest, want);
-    }
-
-    proptest! {
-        /// Whatever two writers do, once both have committed with merges, both show what the bucket holds, and no name that
-        /// only one of them touched is lost.
-        #[test]
-        fn two_writers_converge(ops in proptest::collection::vec((0..2usize, 0..6u8, 0..3u8), 1..60)) {
-            let mut bucket: Vec<Arc<Entry>> = vec![];
-            let mut version = 0u32;
-            let mut dirs = [Dir::empty(DirId([1; 16])), Dir::empty(DirId([1; 16]))];
-            let mut seen = [0u32; 2];
-            let mut seq = 0;
-            let commit = |d: &mut Dir, seen: &mut u32, bucket: &mut Vec<Arc<Entry>>, version: &mut u32| {
-                if *seen != *version {
-                    d.merge(bucket.clone(), ALL);
-                }
-                let batch = d.take(|_| true, ALL, 100);
-                *bucket = d.content(&batch, ALL);
-                *version += 1;
-                *seen = *version;
-                d.commit(&batch);
-            };
-            for (who, name, what) in ops {
-                seq += 1;
-                let name = format!("n{name}");
-                match what {
-                    0 => { dirs[who].set(name.as_bytes(), seq, put(&name, seq as u32)); }
-                    1 => { dirs[who].set(name.as_bytes(), seq, Change::default()); }
-                    _ => { commit(&mut dirs[who], &mut seen[who], &mut bucket, &mut version); }
-                }
-            }
-            for _ in 0..2 {
-                for who in 0..2 {
-                    commit(&mut dirs[who], &mut seen[who], &mut bucket, &mut version);
-                }
-            }
-            for dir in &mut dirs {
-                dir.merge(bucket.clone(), ALL);
-                prop_assert!(!dir.has_pending());
-                prop_assert_eq!(tags(&dir.content(&[], ALL)), tags(&bucket));
-            }
-        }
-    }
-}
+#[path = "dir_tests.rs"]
+mod tests;

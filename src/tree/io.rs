@@ -115,6 +115,19 @@ impl IndexIo {
         keys
     }
 
+    /// Whether a directory has an index, as far as the bucket says or this machine has seen.
+    pub async fn exists(&self, id: DirId) -> Result<bool> {
+        let key = self.keys.index_key(&id, Place::HEAD);
+        if self.memory.seen(&key) {
+            return Ok(true);
+        }
+        match self.store.head(&key).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == Kind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Forgets an object that this machine deletes.
     pub fn forget(&self, key: &str) -> Result<()> {
         self.memory.forget(key)

@@ -492,6 +492,7 @@ async fn a_split_that_was_given_up_half_way_is_taken_over() {
             name: format!("n{i:04}").into_bytes(),
             attributes: Attributes::default(),
             body: Body::Fifo,
+            refs: Vec::new(),
             xattrs: Vec::new(),
         })
     };

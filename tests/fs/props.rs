@@ -1,7 +1,7 @@
 //! Generated sequences of operations, run on the filesystem and on the reference model.
 
 use crate::support::model::ModelFs;
-use crate::support::opgen::{self, How, Op, OpsTarget, Outcome, Target};
+use crate::support::opgen::{self, Op, OpsTarget, Outcome, Target};
 use crate::world::{Mount, World, quick, same, tree};
 use proptest::prelude::*;
 use smpfs::disk::SimDisk;
@@ -24,17 +24,8 @@ fn kinds() -> impl Strategy<Value = (Mode, Suite)> {
     (mode, prop::sample::select(vec![Suite::Aes256Gcm, Suite::ChaCha20Poly1305]))
 }
 
-/// Sequences of what this version can: no hard links, no exchanges.
 fn sequences(max: usize) -> impl Strategy<Value = Vec<Op>> {
-    opgen::ops(max).prop_map(|ops| {
-        let plain = ops.into_iter().filter(|op| !matches!(op, Op::Link { .. }));
-        plain
-            .map(|op| match op {
-                Op::Rename { from, to, how: How::Exchange } => Op::Rename { from, to, how: How::Replace },
-                op => op,
-            })
-            .collect()
-    })
+    opgen::ops(max)
 }
 
 /// Sequences that fall into pieces at every `Reopen`.
@@ -237,6 +228,9 @@ proptest! {
                             Op::Unlink { .. } | Op::Rmdir { .. } => drop(mount.unlink(&format!("shared/{name}"))),
                             Op::Rename { .. } => drop(mount.rename(&format!("shared/{name}"), &format!("{name}-moved"))),
                             Op::Sync { .. } => mount.drain(),
+                            Op::Link { .. } | Op::Symlink { .. } => {
+                                drop(mount.link(&format!("shared/{name}"), &format!("{name}-linked{i}")));
+                            }
                             _ => mount.put(&format!("shared/{name}"), &data),
                         }
                     }

@@ -64,6 +64,11 @@ fn the_independent_reader_sees_the_same_tree() {
             mount.wait(mount.fs.symlink(WHO, many, format!("n{i}").as_bytes(), b"t")).unwrap();
         }
         mount.put("many/f", b"in a shard");
+        for (old, new) in [("moved", "d/second"), ("d/second", "d/e/third"), ("many/f", "f"), ("many/n7", "soft")] {
+            mount.link(old, new).unwrap();
+        }
+        mount.unlink("d/second").unwrap();
+        mount.rename("d/e/third", "third").unwrap();
         mount.drain();
         let tree = mount.tree();
         mount.unmount();

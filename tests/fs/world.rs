@@ -329,6 +329,21 @@ impl Mount {
         self.wait(self.fs.rename(WHO, a.0, a.1, b.0, b.1, 0))
     }
 
+    pub fn exchange(&self, a: &str, b: &str) -> Result<(), Error> {
+        let (a, b) = (self.place(a)?, self.place(b)?);
+        self.wait(self.fs.rename(WHO, a.0, a.1, b.0, b.1, libc::RENAME_EXCHANGE))
+    }
+
+    /// A second name; the inode that both lead to.
+    pub fn link(&self, old: &str, new: &str) -> Result<Ino, Error> {
+        let (ino, (dir, name)) = (self.ino(old)?, self.place(new)?);
+        let found = self.wait(self.fs.link(WHO, ino, dir, name));
+        self.fs.forget(ino, 1);
+        let ino = found?.attr.ino;
+        self.fs.forget(ino, 1);
+        Ok(ino)
+    }
+
     pub fn names(&self, path: &str) -> BTreeSet<String> {
         let ino = self.ino(path).unwrap();
         list(self.rt.as_ref().unwrap(), &*self.fs, ino).unwrap().into_iter().map(|e| String::from_utf8(e.0).unwrap()).collect()
@@ -353,6 +368,10 @@ pub struct Leaf {
     pub size: u64,
     /// Contents of a file, target of a link.
     pub bytes: Vec<u8>,
+    /// Hard links; 0 for a directory.
+    pub links: u32,
+    /// The first path of the same inode.
+    pub first: String,
 }
 
 pub type Tree = BTreeMap<String, Leaf>;
@@ -376,6 +395,7 @@ fn list(rt: &Runtime, ops: &dyn Ops, ino: Ino) -> Result<Vec<(Vec<u8>, Ino, File
 /// The whole tree of any [`Ops`].
 pub fn tree(rt: &Runtime, ops: &dyn Ops) -> Result<Tree, Error> {
     let mut out = Tree::new();
+    let mut inodes: BTreeMap<Ino, Vec<String>> = BTreeMap::new();
     let mut todo = vec![(String::new(), ROOT)];
     while let Some((path, ino)) = todo.pop() {
         for (name, _, _) in list(rt, ops, ino)? {
@@ -391,10 +411,20 @@ pub fn tree(rt: &Runtime, ops: &dyn Ops) -> Result<Tree, Error> {
                 FileType::Dir => todo.push((path.clone(), attr.ino)),
                 _ => ops.forget(attr.ino, 1),
             }
-            out.insert(path, Leaf { kind: attr.kind, perm: attr.perm, size, bytes });
+            let links = if attr.kind == FileType::Dir { 0 } else { attr.nlink };
+            inodes.entry(attr.ino).or_default().push(path.clone());
+            out.insert(path, Leaf { kind: attr.kind, perm: attr.perm, size, bytes, links, first: String::new() });
         }
         if ino != ROOT {
             ops.forget(ino, 1);
+        }
+    }
+    for paths in inodes.into_values() {
+        let first = paths.iter().min().cloned().unwrap_or_default();
+        for path in paths {
+            if let Some(leaf) = out.get_mut(&path) {
+                leaf.first.clone_from(&first);
+            }
         }
     }
     Ok(out)
@@ -422,6 +452,7 @@ pub fn same(what: &str, expected: &Tree, found: &Tree) {
     for (path, e) in expected {
         let f = &found[path];
         assert_eq!((e.kind, e.perm, e.size), (f.kind, f.perm, f.size), "{what}: {path}");
+        assert_eq!((e.links, &e.first), (f.links, &f.first), "{what}: {path}");
         let at = e.bytes.iter().zip(&f.bytes).position(|(a, b)| a != b);
         assert!(e.bytes == f.bytes, "{what}: {path}: {} and {} bytes differ from {at:?} on", e.bytes.len(), f.bytes.len());
     }

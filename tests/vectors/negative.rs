@@ -283,7 +283,7 @@ pub fn payloads(payload: &[u8], name_len: usize) -> Vec<Case> {
     let name_at = 56 + 2;
     let attributes = name_at + name_len;
     let xattrs = attributes + 11 + 48 + 8;
-    let fields: [(&str, usize, &[u8]); 24] = [
+    let fields: [(&str, usize, &[u8]); 28] = [
         ("kind zero", 0, &[0]),
         ("kind of a shard", 0, &[2]),
         ("flags", 1, &[2]),
@@ -301,7 +301,11 @@ pub fn payloads(payload: &[u8], name_len: usize) -> Vec<Case> {
         ("entry name with a slash", name_at, b"/"),
         ("entry name with a NUL", name_at, b"\0"),
         ("entry name out of order", name_at, b"z"),
-        ("entry type", attributes, &[8]),
+        ("entry type", attributes, &[9]),
+        ("entry type zero", attributes, &[0]),
+        ("directory with several names", attributes, &[0x82]),
+        ("link with several names", attributes, &[0x88]),
+        ("link with attributes", attributes, &[8]),
         ("entry mode", attributes + 1, &[0x10, 0]),
         ("entry nanoseconds", attributes + 11 + 8, &[0xff; 4]),
         ("more extended attributes than bytes", xattrs, &[0xff, 0xff]),

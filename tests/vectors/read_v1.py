@@ -29,6 +29,8 @@ from read_v1_base import Bad, Fields, blob_len, expand, hkdf, hmac256, need, ope
 MIN_OBJECT = 1096
 MAX_SEGMENTS = 1 << 20
 MAX_PAYLOAD = 16 << 20
+# Types of what can have several names.
+LINKABLE = (1, 3, 4, 5, 6, 7)
 
 
 class Locked(Exception):
@@ -351,6 +353,8 @@ def read_entry(f):
     e = {"name": name, "type": f.u(1), "mode": f.u(2), "uid": f.u(4), "gid": f.u(4)}
     need("index", e["mode"] <= 0o7777, "mode")
     e.update(atime=f.time(), mtime=f.time(), ctime=f.time(), btime=f.time())
+    counted, e["type"], e["refs"] = e["type"] & 0x80, e["type"] & 0x7F, []
+    need("index", not counted or e["type"] in LINKABLE, "entry type")
     if e["type"] == 1:
         e.update(file_id=f.take(32), file_key=f.take(32), generation=f.u(8), trailer_hash=f.take(32), size=f.u(8), len=f.u(8))
         e["key"] = read_key(f.take(f.u(2)))
@@ -362,8 +366,16 @@ def read_entry(f):
         need("index", 1 <= len(e["target"]) <= 4095 and b"\0" not in e["target"], "symlink target")
     elif e["type"] in (6, 7):
         e["rdev"] = (f.u(4), f.u(4))
+    elif e["type"] == 8:
+        e.update(link_id=f.take(16), ref=f.take(16), kind=f.u(1))
+        need("index", e["kind"] in LINKABLE, "a link to something that has one name")
+        zero = [e["mode"], e["uid"], e["gid"], *e["atime"], *e["mtime"], *e["ctime"], *e["btime"]]
+        need("index", not any(zero), "attributes of a link")
     else:
         need("index", e["type"] in (4, 5), "entry type")
+    if counted:
+        e["refs"] = [f.take(16) for _ in range(f.u(2))]
+        need("index", e["refs"] and e["refs"] == sorted(set(e["refs"])), "names of an inode")
     e["xattrs"], last = {}, b""
     for _ in range(f.u(2)):
         name = f.take(f.u(1))
@@ -372,6 +384,7 @@ def read_entry(f):
         size = f.u(4)
         need("index", size <= 65536, "extended attribute too large")
         e["xattrs"][name] = f.take(size)
+    need("index", e["type"] != 8 or not e["xattrs"], "attributes of a link")
     return e
 
 
@@ -414,6 +427,8 @@ class Walk:
     def __init__(self, v, store, extract):
         self.v, self.store, self.extract = v, store, extract
         self.files, self.others, self.failures, self.dirs = [], [], [], set()
+        # The links directory, once a link was seen; the names that lead to each inode.
+        self.inodes, self.named = None, {}
 
     def run(self, root):
         todo = [((), root, self.v.key("root-dir"))]
@@ -432,7 +447,35 @@ class Walk:
             except Bad as bad:
                 self.failures.append((path, bad))
 
+    def resolve(self, e):
+        """The inode that a link leads to (section 7.1)."""
+        if self.inodes is None:
+            entries = list_dir(self.v, self.store, self.v.key("links-id")[:16], self.v.key("links-dir"))
+            need("index", all(i["refs"] for i in entries), "an inode without names")
+            self.inodes = {i["name"]: i for i in entries}
+        inode = self.inodes.get(e["link_id"].hex().encode())
+        need("omission", inode is not None, "the inode of a link is gone")
+        need("index", inode["type"] == e["kind"], "type of an inode")
+        need("index", e["ref"] in inode["refs"], "an inode does not count one of its names")
+        return inode
+
     def entry(self, path, e):
+        need("index", not e["refs"], "an inode outside the links directory")
+        if e["type"] == 8:
+            try:
+                e = self.resolve(e)
+            except Bad as bad:
+                self.failures.append((path, bad))
+                return False
+            first = self.named.setdefault(e["name"], path)
+            if first != path and self.extract:
+                os.link(*(os.path.join(os.fsencode(self.extract), *p) for p in (first, path)), follow_symlinks=False)
+                extract, self.extract = self.extract, None
+                try:
+                    return self.entry(path, {**e, "refs": []})
+                finally:
+                    self.extract = extract
+            e = {**e, "refs": []}
         if e["type"] == 1:
             try:
                 self.file(path, e)

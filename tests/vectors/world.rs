@@ -4,7 +4,7 @@ use smpfs::crypto::hash::sha256;
 use smpfs::crypto::kdf::{Argon2Cost, expand_sha512};
 use smpfs::crypto::secmem::SecretKey;
 use smpfs::format::config::{self, Settings};
-use smpfs::format::entry::{Attributes, Body, Entry, FileRef};
+use smpfs::format::entry::{Attributes, Body, Entry, FileRef, Link, link_id};
 use smpfs::format::index::{DirRef, IndexNode, Role};
 use smpfs::format::manifest::{Hints, Manifest, Record};
 use smpfs::format::names::{self, Place, readable_key};
@@ -12,7 +12,7 @@ use smpfs::format::object::{Expect, NewVersion, SealedRoot, seal_root};
 use smpfs::format::segment::{SegmentAt, fresh_secret, seal_segment};
 use smpfs::format::slot::{Credential, RecoveryCode, Slot};
 use smpfs::format::{Geometry, Params, VolumeKeys, header::Header, index::shard_of};
-use smpfs::types::{DirId, FileId, Hash, Mode, Suite, Time, VolumeId};
+use smpfs::types::{DirId, FileId, Hash, LinkId, LinkRef, Mode, Suite, Time, VolumeId};
 use std::collections::BTreeMap;
 
 pub const PASSPHRASE: &[u8] = "vector pa\u{df}phrase".as_bytes();
@@ -132,6 +132,7 @@ impl World {
             name: name.to_vec(),
             attributes,
             body,
+            refs: Vec::new(),
             xattrs: vec![(b"user.a".to_vec(), b"1".to_vec()), (b"user.b".to_vec(), vec![])],
         }
     }
@@ -181,6 +182,7 @@ impl World {
         head.push(self.entry(b"tty", Body::CharDevice { major: 5, minor: 1 }));
         head.push(self.entry(b"disk", Body::BlockDevice { major: 8, minor: 0 }));
         head.push(self.entry(b"sub", Body::Dir { dir_id: sub.dir_id, dir_key: sub.dir_key.clone() }));
+        self.add_linked(&mut bucket, &mut tree, &mut head, &root);
         self.put_index(&mut bucket, &root, &self.node(Role::Head { shard_bits: 0, epoch: 0 }, head));
         let mut shards = [Vec::new(), Vec::new()];
         for name in [&b"a"[..], b"b", b"c", "\u{fc}.nii".as_bytes(), b"new\nline", b"\xff\xfe"] {
@@ -193,6 +195,60 @@ impl World {
             self.put_index(&mut bucket, &sub, &self.node(Role::Shard { shard_bits: 1, epoch: 1, slot }, entries));
         }
         (bucket, tree)
+    }
+
+    /// A file and a symlink with two names each: their inodes are in the links directory.
+    fn add_linked(
+        &self,
+        bucket: &mut BTreeMap<String, Vec<u8>>,
+        tree: &mut BTreeMap<String, String>,
+        head: &mut Vec<Entry>,
+        root: &DirRef,
+    ) {
+        let links = self.links_dir();
+        assert_eq!(&links, self.keys.links_dir());
+        let mut made = Vec::new();
+        self.add(bucket, &mut BTreeMap::new(), &mut made, root, &[b"one"], (20, &[], 1));
+        made.push(self.entry(b"target", Body::Symlink(b"sub/b".to_vec())));
+        let names: [[&[u8]; 2]; 2] = [[b"one", b"other"], [b"soft", b"soft too"]];
+        let mut inodes = Vec::new();
+        for (mut inode, names) in made.into_iter().zip(names) {
+            let id = match &inode.body {
+                Body::File(f) => link_id(&f.file_id),
+                _ => LinkId(fixed("link id")),
+            };
+            for name in names {
+                let own = LinkRef(fixed(&format!("ref {}", hex(name))));
+                let link = Link { id, own, kind: inode.body.code() };
+                let body = Body::Link(link);
+                head.push(Entry {
+                    name: name.to_vec(),
+                    attributes: Attributes::default(),
+                    body,
+                    refs: Vec::new(),
+                    xattrs: Vec::new(),
+                });
+                inode.name = link.inode_name();
+                inode.refs.push(own);
+            }
+            inode.refs.sort();
+            inodes.push(inode);
+        }
+        for name in names[0] {
+            tree.insert(hex(name), hex(&sha256(&[&plaintext(20)])));
+        }
+        self.put_index(bucket, &links, &self.node(Role::Head { shard_bits: 0, epoch: 0 }, inodes));
+    }
+
+    /// Id and key of the links directory, made as the document says and not by the code under test.
+    pub fn links_dir(&self) -> DirRef {
+        let key = |label: &[u8]| {
+            let info = [b"smpfs/v1/key\0", label].concat();
+            smpfs::crypto::kdf::hkdf_sha512::<32>(&self.params.volume_id.0, self.vrk.expose(), &[&info])
+        };
+        let mut id = [0; 16];
+        id.copy_from_slice(&key(b"links-id")[..16]);
+        DirRef { dir_id: DirId(id), dir_key: SecretKey::new(&key(b"links-dir")) }
     }
 
     fn add(
