@@ -478,6 +478,10 @@ impl Fs {
                 let st = self.state.lock();
                 st.dirs.iter().flat_map(|(d, c)| c.dir.pending_links(inode).into_iter().map(|n| (*d, n))).collect()
             };
+            // One may wait for another in another directory.
+            for (dir, _) in &names {
+                self.flush_dir(*dir).await;
+            }
             for (dir, name) in names {
                 Box::pin(self.settle(dir, Some(&name))).await?;
             }

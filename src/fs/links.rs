@@ -14,7 +14,7 @@ use crate::types::{DirId, LinkId, LinkRef};
 use std::sync::Arc;
 
 /// Names of one file at most.
-const MAX_LINKS: usize = 4096;
+const MAX_LINKS: usize = 1024;
 
 /// One name's part in an operation.
 pub(super) struct Step {
@@ -213,7 +213,7 @@ impl Fs {
     /// One more name.
     fn link_again(&self, st: &mut State, inode: &Arc<Entry>, to: DirId, newname: &[u8]) -> Result<Vec<Guard>> {
         if inode.refs.len() >= MAX_LINKS {
-            return fail(Kind::TooMany, "a file has up to 4096 names");
+            return fail(Kind::TooMany, "a file has up to 1024 names");
         }
         let (own, counted, links) = (self.new_ref(), Arc::new(MoveToken::default()), st.links);
         let link = self.link_to(&inode.name, own, &inode.body)?;

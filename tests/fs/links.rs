@@ -133,23 +133,23 @@ fn files_that_are_not_uploaded_and_others_than_files_have_several_names() {
 }
 
 #[test]
-fn a_file_has_up_to_4096_names() {
+fn a_file_has_up_to_1024_names() {
     let world = world(Mode::ZeroKnowledge);
     let slow = Options { commit_delay: Duration::from_secs(2), ..quick() };
     let mount = world.mount(Arc::new(SimDisk::new(1)), slow);
     mount.put("f", b"x");
     let ino = mount.ino("f").unwrap();
     let link = |i: u32| mount.wait(mount.fs.link(WHO, ino, ROOT, format!("l{i}").as_bytes()));
-    for i in 1..4096 {
+    for i in 1..1024 {
         link(i).unwrap();
     }
-    assert_eq!(link(4096).unwrap_err().errno(), libc::EMLINK);
-    assert_eq!(mount.found("f").unwrap().attr.nlink, 4096);
+    assert_eq!(link(1024).unwrap_err().errno(), libc::EMLINK);
+    assert_eq!(mount.found("f").unwrap().attr.nlink, 1024);
     // A rename of one of them is none more.
     mount.rename("l7", "moved").unwrap();
     mount.unmount();
     let other = world.fresh();
-    assert_eq!((other.names("").len(), other.found("moved").unwrap().attr.nlink), (4096, 4096));
+    assert_eq!((other.names("").len(), other.found("moved").unwrap().attr.nlink), (1024, 1024));
 }
 
 #[test]
@@ -434,5 +434,52 @@ fn a_file_that_gets_a_second_name_elsewhere_outlives_what_is_done_to_its_first_o
             assert_eq!(world.fresh().found("d/a").unwrap().attr.perm, 0o600);
         }
         ends_with(&world, [a, b], expected);
+    }
+}
+
+#[test]
+fn a_link_whose_inode_is_lost_is_listed_and_an_error() {
+    for whole in [true, false] {
+        let world = world(Mode::ZeroKnowledge);
+        let mount = world.fresh();
+        mount.put("plain", b"plain");
+        mount.put("x", b"x");
+        mount.link("x", "y").unwrap();
+        mount.drain();
+        let links = world.keys.index_key(&world.keys.links_dir().dir_id, smpfs::format::names::Place::HEAD);
+        let older = mount.wait(world.bucket.get(&links, smpfs::store::Span::Whole { max: 1 << 20 }, None)).unwrap().bytes;
+        mount.put("z", b"z");
+        mount.link("z", "w").unwrap();
+        mount.unmount();
+        let other = world.fresh();
+        // On a machine that has never seen it: gone, or set back to before the second file had two names.
+        match whole {
+            true => other.wait(world.bucket.delete(&links)).unwrap(),
+            false => drop(other.wait(world.bucket.put(&links, vec![older], smpfs::store::Cond::Any)).unwrap()),
+        }
+        assert_eq!(other.names("").len(), 5);
+        for name in ["z", "w"] {
+            assert_eq!(other.found(name).unwrap_err().errno(), libc::EIO, "{name}");
+        }
+        assert_eq!(other.found("x").is_ok(), !whole);
+        assert!(!other.sink.corrupt.lock().is_empty());
+        assert_eq!(other.get("plain").unwrap(), b"plain");
+        let fh = other.wait(other.fs.opendir(WHO, ROOT)).unwrap();
+        let listed = other.wait(other.fs.readdir(WHO, ROOT, fh, 0, 100, true));
+        match whole {
+            // As any other index that is gone.
+            true => assert_eq!(listed.unwrap_err().errno(), libc::EIO),
+            false => {
+                let lost: Vec<_> = listed.unwrap().into_iter().filter(|e| e.name == b"z" || e.name == b"w").collect();
+                assert!(lost.len() == 2 && lost.iter().all(|e| e.ttl == Duration::ZERO), "the kernel asks, and hears of it");
+                let ino = lost[0].attr.ino;
+                assert_eq!(other.wait(other.fs.getattr(WHO, ino)).unwrap_err().errno(), libc::EIO);
+                assert_eq!(other.wait(other.fs.open(WHO, ino, libc::O_RDONLY)).unwrap_err().errno(), libc::EIO);
+                // Such a name can be removed.
+                other.unlink("z").unwrap();
+                assert_eq!(other.names("").len(), 4);
+            }
+        }
+        other.kill();
     }
 }
