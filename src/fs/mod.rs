@@ -24,7 +24,7 @@ pub mod status;
 mod upload;
 
 pub use drain::Progress;
-pub use open::{FsParts, Sink};
+pub use open::{FsParts, KnownMemory, Sink};
 pub use recover::Recovered;
 
 use crate::env::Env;

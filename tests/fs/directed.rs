@@ -29,7 +29,7 @@ fn objects(world: &World) -> BTreeSet<String> {
 
 /// Waits for something that happens in the background.
 #[track_caller]
-fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
