@@ -10,6 +10,8 @@ mod directed;
 mod props;
 #[path = "fs/reader.rs"]
 mod reader;
+#[path = "fs/recover.rs"]
+mod recover;
 #[path = "fs/scrub.rs"]
 mod scrub;
 mod support;

@@ -19,6 +19,8 @@ mod damage;
 mod outage;
 #[path = "mount/process.rs"]
 mod process;
+#[path = "mount/scrub.rs"]
+mod scrub;
 #[path = "mount/secrets.rs"]
 mod secrets;
 #[path = "mount/server.rs"]

@@ -81,6 +81,7 @@ impl Begun {
             grace,
             quick,
             owner: (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
+            ..scrub::Options::default()
         })
     }
 }

@@ -39,6 +39,9 @@ impl Scrub {
         let cutoff = self.may_collect(seen)?;
         let mut done = Gc::default();
         let orphans = std::mem::take(&mut seen.strays.orphans);
+        if !dry && !orphans.is_empty() {
+            tokio::time::sleep(self.parts.options.pause).await;
+        }
         for batch in orphans.chunks(BATCH) {
             if !self.settle(&mut seen.tree, None).await? {
                 return fail(Kind::Busy, "the volume changes all the time: what is left over cannot be told now");

@@ -90,6 +90,9 @@ pub struct Options {
     pub deadline: Duration,
     /// What nothing names counts as left over when it is older than this, by the store's clock.
     pub grace: Duration,
+    /// How long what nothing names is given to get a name, between the moment it was seen and its deletion: an upload that took
+    /// longer than the grace period, and that the store dates by its beginning, is named seconds after its end.
+    pub pause: Duration,
     /// Do not read contents: indexes and the listing only.
     pub quick: bool,
     /// Owner and group of what is linked back.
@@ -103,6 +106,7 @@ impl Default for Options {
             memory: 256 << 20,
             deadline: Duration::from_secs(60),
             grace: Duration::from_secs(7 * 86_400),
+            pause: Duration::from_secs(10),
             quick: false,
             owner: (0, 0),
         }

@@ -169,6 +169,7 @@ impl Scene {
 
     /// Writes a file through a mount of its own; gives the key of its object.
     pub fn file(&self, mount: &Mount, path: &str, bytes: &[u8]) -> String {
+        mount.drain();
         let before = self.world.keys_in_bucket();
         mount.put(path, bytes);
         mount.drain();
@@ -180,6 +181,7 @@ impl Scene {
 
     /// The key of a directory's head.
     pub fn head_of(&self, mount: &Mount, path: &str) -> String {
+        mount.drain();
         let before = self.world.keys_in_bucket();
         mount.mkdir(path);
         mount.drain();
@@ -204,7 +206,7 @@ pub fn looker(world: &World, rt: &Runtime, known: Arc<Known>) -> Looker {
         memory: Arc::new(KnownMemory(known)),
         listener: ear.clone(),
         env: Env::real(),
-        options: Options { memory: 64 << 20, ..Options::default() },
+        options: Options { memory: 64 << 20, pause: std::time::Duration::ZERO, ..Options::default() },
     };
     let _in = rt.enter();
     Looker { scrub: Scrub::new(parts).unwrap(), ear, hook }
@@ -412,6 +414,7 @@ fn what_is_left_over_is_deleted_when_it_is_old() {
     let scene = Scene::new(Mode::ZeroKnowledge);
     let mount = scene.world.fresh();
     mount.put("keep", &data(4, 100));
+    mount.drain();
     let old = orphan(&scene, &mount, "old", &data(1, 9000));
     begin_upload(&scene, ".smpfs/o/11/old");
     begin_upload(&scene, "not/of/this/mode");
