@@ -14,10 +14,10 @@ use crate::error::{Error, Kind, Result};
 use crate::format::entry::Body;
 use crate::sealedlog::{ClosedLog, LogOwner};
 use crate::store::UploadId;
-use crate::tree::dir::{Change, Dir};
+use crate::tree::dir::{Change, Dir, MoveToken};
 use crate::types::{DirId, FileId, Hash};
 use crate::write::spool::{DestroyLogs, Found, Head, Spool};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -79,6 +79,25 @@ fn cell<'s>(st: &'s mut State, id: DirId, key: &SecretKey) -> &'s mut DirCell {
     })
 }
 
+/// Arrivals that a removal of an earlier mount waits for at most.
+const WAITED_FOR: usize = 256;
+
+/// A name that something which the bucket holds already may have been moved to.
+type Arrival<'a> = (u64, (&'a DirId, &'a [u8]), Arc<MoveToken>);
+
+/// The journal does not say which removal belongs to which new name (a file can have moved on): a removal waits for every such name
+/// that was given with it or later, so that what was moved has a name in the bucket all the time, also now.
+fn arrivals<'a>(lines: &[&'a (u64, Line)], unborn: &BTreeSet<DirId>) -> Vec<Arrival<'a>> {
+    let settled = |line: &Line| match line.entry.as_deref().map(|e| &e.body) {
+        Some(Body::File(f)) => f.generation > 0,
+        Some(Body::Dir { dir_id, .. }) => !unborn.contains(dir_id),
+        Some(_) => true,
+        None => false,
+    };
+    let all = lines.iter().filter(|(_, line)| settled(line));
+    all.map(|(seq, line)| (*seq, (&line.dir, &line.name[..]), Arc::default())).collect()
+}
+
 /// Makes the journal's names pending again. Returns where it saw files.
 fn put_names(st: &mut State, replayed: &Replayed) -> HashMap<FileId, Place> {
     let mut places = HashMap::new();
@@ -86,8 +105,20 @@ fn put_names(st: &mut State, replayed: &Replayed) -> HashMap<FileId, Place> {
     lines.sort_by_key(|(seq, _)| *seq);
     st.seq = st.seq.max(replayed.seq);
     st.unborn.extend(&replayed.unborn);
+    let tokens = arrivals(&lines, &replayed.unborn);
     for (seq, line) in lines {
-        let change = Change { entry: line.entry.clone(), ..Change::default() };
+        let at = tokens.partition_point(|(s, ..)| s < seq);
+        let mut change = Change { entry: line.entry.clone(), ..Change::default() };
+        match line.entry {
+            Some(_) => {
+                let here = tokens[at..]
+                    .iter()
+                    .take_while(|(s, ..)| s == seq)
+                    .filter(|(_, place, _)| *place == (&line.dir, &line.name[..]));
+                change.carry.extend(here.map(|(.., token)| token.clone()));
+            }
+            None => change.wait.extend(tokens[at..].iter().take(WAITED_FOR).map(|(.., token)| token.clone())),
+        }
         cell(st, line.dir, &line.key).dir.set(&line.name, *seq, change);
         let place = (line.dir, line.name.clone());
         match line.entry.as_deref().map(|e| &e.body) {

@@ -137,7 +137,7 @@ pub(super) fn entry_of(parts: &Parts, lost: &Lost) -> Entry {
     let (uid, gid) = parts.options.owner;
     let name = match crate::format::entry::is_name(&h.name) {
         true => h.name.clone(),
-        false => lost.file_id.hex()[..16].as_bytes().to_vec(),
+        false => lost.file_id.hex().as_bytes()[..16].to_vec(),
     };
     let key = (lost.key != object_key(&lost.file_id)).then(|| lost.key.clone());
     let file = FileRef {

@@ -86,14 +86,20 @@ impl PublicParts {
                 _ => self.object(key, tally).await,
             };
             match outcome {
-                Ok(()) => return Ok(tally.file()),
+                Ok(()) => {
+                    tally.file();
+                    return Ok(());
+                }
                 // Removed, or replaced, while we looked.
                 Err(e) if e.kind() == Kind::NotFound => return Ok(()),
                 Err(e) if e.kind() == Kind::Stale => {}
                 Err(e) if !matches!(e.kind(), Kind::Corrupt | Kind::TooLarge) => return Err(e),
                 // A second look past every cache.
                 Err(_) if !again => again = true,
-                Err(e) => return Ok(tally.find(find(key, &e))),
+                Err(e) => {
+                    tally.find(find(key, &e));
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -191,4 +197,25 @@ fn find(key: &str, e: &Error) -> Find {
         _ => What::Corrupt,
     };
     Find::new(what, key, sentence(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::Geometry;
+
+    #[test]
+    fn the_chunks_of_a_segment_follow_from_its_length() {
+        let g = Geometry::new(14, 4).unwrap();
+        let lens = |plain: u64| g.seg_stored(plain);
+        for plain in (1..40_000).chain(g.seg_size() - 20..=g.seg_size()) {
+            assert_eq!(chunks_of(g.chunk_stored(), lens(plain)), Some(g.seg_chunks(plain)), "{plain}");
+        }
+        // Lengths between those of a full chunk and of one byte more belong to nothing.
+        let full = lens(g.chunk_size());
+        for none in full + 1..lens(g.chunk_size() + 1) {
+            assert_eq!(chunks_of(g.chunk_stored(), none), None, "{none}");
+        }
+        assert_eq!((chunks_of(g.chunk_stored(), 15), chunks_of(g.chunk_stored(), 16)), (None, None));
+    }
 }

@@ -106,7 +106,8 @@ impl Scrub {
 
     /// Entries that are behind their objects: a writer stopped between the two.
     async fn advance(&self, seen: &Seen, done: &mut Repaired) -> Result<()> {
-        for (dir, entry) in std::mem::take(&mut *self.lagging.lock()) {
+        let lagging = std::mem::take(&mut *self.lagging.lock());
+        for (dir, entry) in lagging {
             let Body::File(f) = &entry.body else { continue };
             let ask = Ask {
                 key: f.object_key(),

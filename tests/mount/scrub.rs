@@ -8,6 +8,27 @@ fn json(said: &Said) -> serde_json::Value {
     serde_json::from_str(&said.out).unwrap_or_else(|e| panic!("{e}: {said:?}"))
 }
 
+#[test]
+fn a_volume_on_s3_is_verified_and_cleaned() {
+    need_mounts!("a_volume_on_s3_is_verified_and_cleaned");
+    let world = s3_world!("a_volume_on_s3_is_verified_and_cleaned");
+    world.init(&[]);
+    let bucket = world.bucket();
+    let mount = world.mount(&[]);
+    write_durably(&world.file("small"), &noise(1, 5000)).unwrap();
+    write_durably(&world.file("large"), &noise(2, 20 << 20)).unwrap();
+    let store = world.store.clone();
+    world.run(&["scrub", &store, "--quiet"]).ok();
+    mount.unmount();
+    let report = json(&world.run(&["scrub", &store, "--quiet", "--json", "--gc", "--repair"]).ok());
+    assert!(report["clean"] == true && report["files"] == 2 && report["deleted"] == serde_json::json!([]), "{report}");
+    world.run(&["scrub", &store, "--quiet", "--keyless"]).ok();
+    let key = bucket.files()[0].clone();
+    bucket.delete(&key);
+    let missing = world.run(&["scrub", &store, "--quiet", "--json"]);
+    assert_eq!((missing.code, &json(&missing)["finds"][0]["what"]), (10, &"missing".into()), "{missing:?}");
+}
+
 /// Files of the bucket are as old as their times.
 fn make_old(world: &World, days: u64) {
     let then = SystemTime::now() - Duration::from_secs(days * 86_400);
