@@ -5,7 +5,7 @@
 //! them with [`store`]. `docs/ARCHITECTURE.md` has the picture, `docs/FORMAT.md` every byte that reaches a bucket or a disk.
 //!
 //! A module imports only from a lower rank, never from its own; `tests/tidy.rs` checks it:
-//! 9 `app` · 8 `fuse cli config` · 7 `control` · 6 `wipe` · 5 `fs` · 4 `tree read write keyring audit` · 3 `sealedlog` ·
+//! 9 `app` · 8 `fuse cli config` · 7 `control` · 6 `wipe scrub` · 5 `fs` · 4 `tree read write keyring audit` · 3 `sealedlog` ·
 //! 2 `format store` · 1 `crypto ops disk env` · 0 `types error`.
 
 #![warn(missing_docs)]
@@ -25,6 +25,7 @@ pub mod fuse;
 pub mod keyring;
 pub mod ops;
 pub mod read;
+pub mod scrub;
 pub mod sealedlog;
 pub mod store;
 pub mod tree;

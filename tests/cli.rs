@@ -64,7 +64,9 @@ fn help_is_complete_and_unknown_words_are_usage_errors() {
     let world = World::new();
     let (code, help, _) = world.run(&["--help"]);
     assert_eq!(code, 0);
-    for part in ["init", "mount", "unmount", "status", "quickstart", "Examples:", "Exit codes:", "wrong passphrase"] {
+    for part in
+        ["init", "mount", "unmount", "status", "quickstart", "scrub", "recover", "Examples:", "Exit codes:", "wrong passphrase"]
+    {
         assert!(help.contains(part), "{part}");
     }
     assert_eq!(world.run(&["frobnicate"]).0, 2);

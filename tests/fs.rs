@@ -18,6 +18,10 @@ mod props;
 mod races;
 #[path = "fs/reader.rs"]
 mod reader;
+#[path = "fs/recover.rs"]
+mod recover;
+#[path = "fs/scrub.rs"]
+mod scrub;
 mod support;
 #[path = "fs/world.rs"]
 mod world;

@@ -21,6 +21,8 @@ mod links;
 mod outage;
 #[path = "mount/process.rs"]
 mod process;
+#[path = "mount/scrub.rs"]
+mod scrub;
 #[path = "mount/secrets.rs"]
 mod secrets;
 #[path = "mount/server.rs"]

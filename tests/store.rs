@@ -64,6 +64,8 @@ macro_rules! backend {
     ($backend:ident, $make:expr) => {
         suite! { $backend, $make;
             objects_come_and_go
+            a_version_is_deleted_and_no_other
+            ages_are_told_by_one_clock
             conditions_hold
             of_eight_creators_one_wins
             compare_and_swap_loses_nothing

@@ -9,7 +9,7 @@ use crate::disk::RealDisk;
 use crate::env::Env;
 use crate::error::{Kind, Result, fail};
 use crate::fuse::MountOptions;
-use crate::keyring::{self, ConfigPins, InitParams, RecoveryCode, Volume};
+use crate::keyring::{self, ConfigPins, InitParams, RecoveryCode, Volume, VolumeInfo};
 use crate::store::{self, Stack, StoreSpec};
 use crate::types::VolumeId;
 use std::path::{Path, PathBuf};
@@ -90,17 +90,22 @@ pub async fn create(spec: &StoreSpec, params: InitParams, passphrase: Zeroizing<
 
 /// Whether there is a volume at all, and the one that was there before: asked before a person is asked for a passphrase.
 pub async fn check(plan: &Plan) -> Result<()> {
-    let stack = open_store(&plan.store, &plan.config, false).await?;
-    keyring::check_config(&*stack.store, Some(&pins(&plan.config)?)).await.map(drop)
+    look(&plan.store, &plan.config).await.map(drop)
+}
+
+/// The store and the public side of its volume, checked against what this machine remembers.
+pub async fn look(spec: &StoreSpec, config: &Config) -> Result<(Stack, VolumeInfo)> {
+    let stack = open_store(spec, config, false).await?;
+    let (info, _) = keyring::check_config(&*stack.store, Some(&pins(config)?)).await?;
+    Ok((stack, info))
 }
 
 /// Opens the store, asks it what it can do, and unlocks the volume.
-pub async fn unlock(plan: &Plan, secret: Secret) -> Result<Unlocked> {
-    let stack = open_store(&plan.store, &plan.config, false).await?;
-    let (info, _) = keyring::check_config(&*stack.store, Some(&pins(&plan.config)?)).await?;
-    let volume = match keyring::unlock(&*stack.store, key(secret)?, Some(&pins(&plan.config)?)).await {
+pub async fn unlock(spec: &StoreSpec, config: &Config, secret: Secret) -> Result<Unlocked> {
+    let (stack, info) = look(spec, config).await?;
+    let volume = match keyring::unlock(&*stack.store, key(secret)?, Some(&pins(config)?)).await {
         Err(e) if e.kind() == Kind::Locked => {
-            note_failure(&volume_dir(&plan.config, info.params.volume_id));
+            note_failure(&volume_dir(config, info.params.volume_id));
             return Err(e);
         }
         done => done?,
@@ -138,5 +143,5 @@ fn key(secret: Secret) -> Result<keyring::Secret> {
 
 /// Opens the store, unlocks the volume, mounts it.
 pub async fn mount(plan: &Plan, secret: Secret) -> Result<Arc<dyn Mounted>> {
-    super::assemble::assemble(plan, unlock(plan, secret).await?).await
+    super::assemble::assemble(plan, unlock(&plan.store, &plan.config, secret).await?).await
 }

@@ -21,6 +21,8 @@ mod mountpoint;
 mod plan;
 mod quickstart;
 pub mod samples;
+mod scrub;
+mod scrub_state;
 mod secret;
 mod serve;
 mod settings;
@@ -59,6 +61,8 @@ fn run(cli: Cli) -> Outcome<()> {
         Command::Mount(args) => mount::run(&args, config),
         Command::Unmount(args) => unmount::run(&args, config),
         Command::Status(args) => status::run(&args, config),
+        Command::Scrub(args) => scrub::run(&args, config),
+        Command::Recover(args) => scrub::recover(&args, config),
         Command::Quickstart(args) => quickstart::run(&args),
         Command::InstallHelpers(args) => install::run(&args),
         Command::Completions { shell } => generate::completions(shell),

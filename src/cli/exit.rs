@@ -26,11 +26,13 @@ pub enum Exit {
     Denied = 8,
     /// No such volume, store or mount.
     NotFound = 9,
+    /// A scrub found something.
+    Finds = 10,
 }
 
 impl Exit {
     /// Every code, in order, with its meaning: for `--help`.
-    pub const ALL: [(Exit, &'static str); 10] = [
+    pub const ALL: [(Exit, &'static str); 11] = [
         (Exit::Ok, "done"),
         (Exit::Other, "any other error"),
         (Exit::Usage, "the command line or the configuration is wrong"),
@@ -41,6 +43,7 @@ impl Exit {
         (Exit::Busy, "in use: files are open, or it is mounted already"),
         (Exit::Denied, "the store or the system denies access"),
         (Exit::NotFound, "no such volume, store or mount"),
+        (Exit::Finds, "scrub found something; its report says what"),
     ];
 
     /// The number.

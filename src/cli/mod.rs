@@ -57,6 +57,10 @@ pub enum Command {
     Unmount(UnmountArgs),
     /// Show mounts: health, what is not uploaded yet, caches, errors
     Status(StatusArgs),
+    /// Verify a whole volume: every index, every object, every byte
+    Scrub(Box<ScrubArgs>),
+    /// Write lost directory indexes anew from what the objects say of themselves
+    Recover(Box<RecoverArgs>),
     /// Try it: a volume in a directory, mounted, filled and verified
     Quickstart(QuickstartArgs),
     /// Link mount.smpfs and umount.smpfs where mount(8) looks for them
@@ -226,6 +230,90 @@ pub struct StatusArgs {
     /// JSON for programs
     #[arg(long)]
     pub json: bool,
+    /// Common.
+    #[command(flatten)]
+    pub common: CommonFlags,
+}
+
+/// `smpfs scrub`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  smpfs scrub s3://bucket/prefix                   read and verify everything
+  smpfs scrub s3://bucket/prefix --keyless         what can be checked without a passphrase
+  smpfs scrub s3://bucket/prefix --quick --gc      delete what nothing names and is older than a week
+
+Needs no mount, and runs beside living ones. Exits with 0 when nothing was found, with 10 when something was and is still so.")]
+pub struct ScrubArgs {
+    /// The volume: a URL, or NAME:[/sub] of an entry in config.toml
+    pub store: String,
+    /// Link left-over files back that tell their place, and mend what loses nothing
+    #[arg(long, conflicts_with = "keyless")]
+    pub repair: bool,
+    /// Without a passphrase: signatures, and everything they cover, with public values alone
+    #[arg(long)]
+    pub keyless: bool,
+    /// Delete objects that no index names, and abort uploads that nobody goes on with
+    #[arg(long, conflicts_with = "keyless")]
+    pub gc: bool,
+    /// With --gc: only say what would be deleted
+    #[arg(long, requires = "gc")]
+    pub dry_run: bool,
+    /// How old an object that no index names must be to count as left over (an hour or more)
+    #[arg(long, value_name = "TIME", default_value = "7d")]
+    pub grace: String,
+    /// Read indexes and the listing only, no contents
+    #[arg(long, conflicts_with = "keyless")]
+    pub quick: bool,
+    /// JSON for programs
+    #[arg(long)]
+    pub json: bool,
+    /// No progress
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Objects verified at once
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: u16,
+    /// Passphrase.
+    #[command(flatten)]
+    pub secret: SecretArgs,
+    /// Store.
+    #[command(flatten)]
+    pub store_flags: StoreFlags,
+    /// Common.
+    #[command(flatten)]
+    pub common: CommonFlags,
+}
+
+/// `smpfs recover`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Unmount the volume everywhere first. What is lost with an index and what comes back: docs/SEMANTICS.md. Indexes that can be read are
+not touched; damaged ones are kept in the quarantine of this machine before they are replaced.")]
+pub struct RecoverArgs {
+    /// The volume: a URL, or NAME:[/sub] of an entry in config.toml
+    pub store: String,
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do it without asking
+    #[arg(long, short)]
+    pub yes: bool,
+    /// How old a file that no index names must be to be linked into a directory that is whole
+    #[arg(long, value_name = "TIME", default_value = "7d")]
+    pub grace: String,
+    /// No progress
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Objects opened at once
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: u16,
+    /// Passphrase.
+    #[command(flatten)]
+    pub secret: SecretArgs,
+    /// Store.
+    #[command(flatten)]
+    pub store_flags: StoreFlags,
     /// Common.
     #[command(flatten)]
     pub common: CommonFlags,

@@ -11,6 +11,7 @@ use super::wire::{Reader, Writer};
 use crate::crypto::hash::sha256;
 use crate::crypto::sealed_blob;
 use crate::crypto::secmem::SecretKey;
+use crate::crypto::sign::VerifyingKey;
 use crate::error::{Kind, Result, fail};
 use crate::types::{DirId, Hash, VolumeId};
 use zeroize::Zeroizing;
@@ -225,6 +226,11 @@ impl IndexNode {
 
 /// Checks everything around the blob of an index object, signature included, and gives the blob. Needs no directory key.
 pub fn verify<'a>(keys: &VolumeKeys, bytes: &'a [u8]) -> Result<&'a [u8]> {
+    verify_by(keys.volume_id(), |id| keys.writer(id).cloned(), bytes)
+}
+
+/// The same with the public keys of writers alone: for somebody without the volume's keys.
+pub fn verify_by(volume: VolumeId, writer_key: impl Fn(u32) -> Option<VerifyingKey>, bytes: &[u8]) -> Result<&[u8]> {
     CLASS.unless(bytes.len() as u64 <= MAX_OBJECT, "an index object is too long")?;
     let mut r = Reader::new(bytes, CLASS);
     CLASS.unless(r.array::<8>()? == MAGIC, "this is not an index object of smpfs")?;
@@ -232,8 +238,8 @@ pub fn verify<'a>(keys: &VolumeKeys, bytes: &'a [u8]) -> Result<&'a [u8]> {
         return CLASS.fail("an index object of unknown version; a newer smpfs may have written this");
     }
     r.zeros(2)?;
-    let writer = keys.writer(r.u32()?);
-    CLASS.unless(r.array()? == keys.volume_id().0, "an index object of another volume")?;
+    let writer = writer_key(r.u32()?);
+    CLASS.unless(r.array()? == volume.0, "an index object of another volume")?;
     let blob_len = r.u32()? as usize;
     let blob = r.bytes(blob_len)?;
     let signed = &bytes[..bytes.len() - r.left()];

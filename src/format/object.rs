@@ -11,6 +11,7 @@ use super::segment::{SegmentAt, SegmentOpener, body_root, verify_segment};
 use super::trailer::{OWNER, Trailer, trailer_hash};
 use crate::crypto::hash::sha256;
 use crate::crypto::secmem::SecretKey;
+use crate::crypto::sign::VerifyingKey;
 use crate::error::{Kind, Result, fail};
 use crate::types::{FileId, Hash};
 use std::ops::Range;
@@ -113,15 +114,27 @@ impl CheckedTrailer {
         len: u64,
         expect: Option<&Expect>,
     ) -> Result<CheckedTrailer> {
+        CheckedTrailer::check_by(params, |id| keys.writer(id).cloned(), header, trailer_bytes, len, expect)
+    }
+
+    /// The same with the public keys of writers alone: for somebody without the volume's keys.
+    pub fn check_by(
+        params: &Params,
+        writer_key: impl Fn(u32) -> Option<VerifyingKey>,
+        header: &[u8; HEADER_LEN],
+        trailer_bytes: &[u8; TRAILER_LEN],
+        len: u64,
+        expect: Option<&Expect>,
+    ) -> Result<CheckedTrailer> {
         Failure::Length.unless(len >= MIN_OBJECT, "the object is shorter than an empty file")?;
         let head = Header::parse(header)?;
         let trailer = Trailer::parse(trailer_bytes)?;
         params.check(&head.params)?;
         params.check(&trailer.params)?;
-        let Some(writer) = keys.writer(trailer.writer_id) else {
+        let Some(writer) = writer_key(trailer.writer_id) else {
             return Failure::Signature.fail("the object was signed by an unknown writer");
         };
-        Trailer::verify(trailer_bytes, writer)?;
+        Trailer::verify(trailer_bytes, &writer)?;
         let same = |volume, file| volume == params.volume_id && expect.is_none_or(|e| e.file_id == file);
         let ours = same(head.params.volume_id, head.file_id) && same(trailer.params.volume_id, trailer.file_id);
         Failure::Identity.unless(ours && head.file_id == trailer.file_id, "the object belongs to another file")?;

@@ -223,6 +223,35 @@ impl Leaves {
     }
 }
 
+/// Foot and leaves of a segment of which nothing is known but its stored bytes: what somebody without keys can check.
+pub struct PublicLeaves {
+    /// The segment's number in the file.
+    pub k: u64,
+    /// The root that follows from foot and leaves.
+    pub root: Hash,
+    leaves: Leaves,
+}
+
+impl PublicLeaves {
+    /// Reads foot and leaves of a segment of `chunks` chunks; `leaf` when the foot says otherwise.
+    pub fn read(chunks: u32, foot_and_leaves: &[u8]) -> Result<PublicLeaves> {
+        let Some((foot, leaves)) = foot_and_leaves.split_first_chunk::<FOOT_LEN>() else {
+            return Failure::Leaf.fail("a segment's foot is cut short");
+        };
+        let (k, rest) = foot.split_at(8);
+        let fits = rest[..4] == chunks.to_be_bytes() && rest[4..] == [0; 4] && leaves.len() == chunks as usize * LEAF_LEN;
+        Failure::Leaf.unless(fits, "a segment's foot is not what was written")?;
+        let k = k.iter().fold(0, |k, b| k << 8 | u64::from(*b));
+        let root = Hash(sha256(&[b"smpfs/v1/segroot\0", foot, leaves]));
+        Ok(PublicLeaves { k, root, leaves: Leaves(leaves.to_vec()) })
+    }
+
+    /// Checks chunk `i` as stored; `leaf` when it is not what was written.
+    pub fn check(&self, i: u32, stored: &[u8]) -> Result<()> {
+        self.leaves.check(i, stored)
+    }
+}
+
 /// Verifies all stored bytes of a segment against its root, without any key; `leaf` when they are not what was written.
 pub fn verify_segment(at: &SegmentAt<'_>, stored: &[u8], root: &Hash) -> Result<()> {
     let geometry = at.params.geometry;
@@ -238,13 +267,17 @@ pub fn verify_segment(at: &SegmentAt<'_>, stored: &[u8], root: &Hash) -> Result<
 
 /// body_root: the hash over the roots of all stored segments in order.
 pub fn body_root<'a>(records: impl IntoIterator<Item = &'a Record>) -> Hash {
+    body_root_of(records.into_iter().filter_map(|record| match record {
+        Record::Stored { root, .. } => Some(*root),
+        Record::Hole { .. } => None,
+    }))
+}
+
+/// The same from the roots alone.
+pub fn body_root_of(roots: impl IntoIterator<Item = Hash>) -> Hash {
     let mut hash = Sha256::new();
     hash.update(b"smpfs/v1/body\0");
-    for record in records {
-        if let Record::Stored { root, .. } = record {
-            hash.update(&root.0);
-        }
-    }
+    roots.into_iter().for_each(|root| hash.update(&root.0));
     Hash(hash.finish())
 }
 

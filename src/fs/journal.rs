@@ -77,9 +77,11 @@ pub struct Replayed {
 /// What stays the same of a file or directory when it is moved.
 fn identity(entry: &Entry) -> Option<Vec<u8>> {
     match &entry.body {
+        // An inode with several names stays where it is while they move.
+        _ if !entry.refs.is_empty() => None,
         Body::File(f) => Some(f.file_id.0.to_vec()),
         Body::Dir { dir_id, .. } => Some(dir_id.0.to_vec()),
-        _ => None,
+        _ => entry.link().map(|l| l.inode_name()),
     }
 }
 
@@ -299,18 +301,17 @@ impl Replayed {
             NAMES => {
                 let seq = r.u64()?;
                 self.seq = self.seq.max(seq);
-                let mut here = None;
-                for _ in 0..r.u16()? {
-                    let line = read_line(&mut r)?;
-                    match (line.entry.as_deref(), &here) {
-                        (Some(e), _) => here = identity(e),
-                        (None, Some(id)) => {
-                            let old = self.moved.get(&(line.dir, line.name.clone())).map_or(0, |(s, _)| *s);
-                            if old <= seq {
-                                self.moved.insert((line.dir, line.name.clone()), (seq, Vec::clone(id)));
-                            }
+                let count = r.u16()?;
+                let lines = (0..count).map(|_| read_line(&mut r)).collect::<Result<Vec<Line>>>()?;
+                // What one name lost and one name got in the same step was moved.
+                let mut arrived = lines.iter().filter_map(|l| identity(l.entry.as_deref()?));
+                let here = arrived.next().filter(|_| arrived.next().is_none());
+                for line in lines {
+                    if let (None, Some(id)) = (&line.entry, &here) {
+                        let old = self.moved.get(&(line.dir, line.name.clone())).map_or(0, |(s, _)| *s);
+                        if old <= seq {
+                            self.moved.insert((line.dir, line.name.clone()), (seq, id.clone()));
                         }
-                        (None, None) => {}
                     }
                     match line.unborn {
                         true => self.unborn.insert(line.dir),

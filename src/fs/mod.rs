@@ -26,7 +26,7 @@ pub mod status;
 mod upload;
 
 pub use drain::Progress;
-pub use open::{FsParts, NamesHeld, Sink};
+pub use open::{FsParts, KnownMemory, NamesHeld, Sink};
 pub use recover::Recovered;
 
 use crate::env::Env;

@@ -83,7 +83,8 @@ pub struct NamesHeld {
     pub inodes: usize,
 }
 
-struct KnownMemory(Arc<Known>);
+/// What this machine has seen, as `tree` asks for it.
+pub struct KnownMemory(pub Arc<Known>);
 
 /// The name under which local state remembers an index object: the 16 bytes that its key spells out.
 fn object_name(key: &str) -> Result<ObjectName> {
@@ -99,6 +100,10 @@ impl Memory for KnownMemory {
 
     fn seen(&self, key: &str) -> bool {
         object_name(key).is_ok_and(|n| self.0.seen(&n))
+    }
+
+    fn generation(&self, key: &str) -> Option<u64> {
+        self.0.generation(&object_name(key).ok()?)
     }
 
     fn remember(&self, key: &str, generation: u64, hash: &Hash) -> Result<()> {

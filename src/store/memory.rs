@@ -1,7 +1,7 @@
 //! A bucket in memory, for tests: the exact semantics of the trait in the fewest lines.
 
 use super::*;
-use crate::env::{Env, Rng};
+use crate::env::{Clock, Env, Rng};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
@@ -26,6 +26,7 @@ pub struct MemoryStore {
     name: String,
     caps: Capability,
     rng: Arc<dyn Rng>,
+    clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
 
@@ -40,10 +41,12 @@ struct State {
 struct Object {
     bytes: Bytes,
     version: u64,
+    modified: Time,
 }
 
 struct Upload {
     key: String,
+    touched: Time,
     parts: HashMap<u32, (PartAt, Bytes, String)>,
 }
 
@@ -62,7 +65,7 @@ impl State {
         }
     }
 
-    fn insert(&mut self, key: &Key, bytes: Bytes, cond: &Cond) -> Result<Meta> {
+    fn insert(&mut self, key: &Key, bytes: Bytes, cond: &Cond, modified: Time) -> Result<Meta> {
         let there = self.objects.get(key).map(Object::meta);
         let holds = match cond {
             Cond::Any => true,
@@ -73,17 +76,19 @@ impl State {
             return fail(Kind::Stale, "the condition of the write does not hold: the object was changed");
         }
         self.version += 1;
-        let object = Object { bytes, version: self.version };
+        let object = Object { bytes, version: self.version, modified };
         let meta = object.meta();
         self.objects.insert(key.to_owned(), object);
         Ok(meta)
     }
 
-    fn part(&mut self, key: &Key, id: &UploadId, at: PartAt, bytes: Bytes) -> Result<Part> {
+    fn part(&mut self, key: &Key, id: &UploadId, at: PartAt, bytes: Bytes, now: Time) -> Result<Part> {
         self.version += 1;
         let tag = format!("p{}", self.version);
         let len = bytes.len() as u64;
-        self.upload(key, id)?.parts.insert(at.number, (at, bytes, tag.clone()));
+        let upload = self.upload(key, id)?;
+        upload.touched = now;
+        upload.parts.insert(at.number, (at, bytes, tag.clone()));
         Ok(Part { at, len, tag })
     }
 
@@ -112,7 +117,13 @@ impl MemoryStore {
 
     /// A new bucket that claims `caps` (the limits on parts are enforced, the rest is only claimed).
     pub fn with_caps(caps: Capability) -> MemoryStore {
-        MemoryStore { name: String::new(), caps, rng: Env::real().rng, state: Mutex::default() }
+        let Env { clock, rng } = Env::real();
+        MemoryStore { name: String::new(), caps, rng, clock, state: Mutex::default() }
+    }
+
+    /// A new bucket whose objects bear the times of `clock`.
+    pub fn with_clock(clock: Arc<dyn Clock>) -> MemoryStore {
+        MemoryStore { clock, ..MemoryStore::new() }
     }
 
     /// The bucket of that name in this process; an empty name is always a new one.
@@ -157,7 +168,7 @@ impl Store for MemoryStore {
 
     async fn put(&self, key: &Key, body: Vec<Bytes>, cond: Cond) -> Result<Meta> {
         check_key(key)?;
-        self.state.lock().insert(key, join(body), &cond)
+        self.state.lock().insert(key, join(body), &cond, self.clock.now())
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
@@ -165,11 +176,21 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    async fn delete_if(&self, key: &Key, only: &ETag) -> Result<()> {
+        let mut state = self.state.lock();
+        match state.find(key, Some(only)) {
+            Ok(_) => state.objects.remove(key),
+            Err(e) if e.kind() == Kind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        Ok(())
+    }
+
     async fn copy(&self, from: &Key, only: &ETag, to: &Key, cond: Cond) -> Result<Meta> {
         check_key(to)?;
         let mut state = self.state.lock();
         let bytes = state.find(from, Some(only))?.bytes.clone();
-        state.insert(to, bytes, &cond)
+        state.insert(to, bytes, &cond, self.clock.now())
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page> {
@@ -180,8 +201,8 @@ impl Store for MemoryStore {
             _ => Bound::Included(prefix),
         };
         let mut rest = state.objects.range::<str, _>((from, Bound::Unbounded)).take_while(|(k, _)| k.starts_with(prefix));
-        let items: Vec<Listed> =
-            rest.by_ref().take(limit.max(1)).map(|(k, o)| Listed { key: k.clone(), meta: o.meta() }).collect();
+        let listed = |(k, o): (&String, &Object)| Listed { key: k.clone(), meta: o.meta(), modified: Some(o.modified) };
+        let items: Vec<Listed> = rest.by_ref().take(limit.max(1)).map(listed).collect();
         let more = rest.next().is_some();
         let next = items.last().filter(|_| more).map(|l| l.key.clone());
         Ok(Page { items, next })
@@ -192,13 +213,14 @@ impl Store for MemoryStore {
         let mut id = [0; 16];
         self.rng.fill(&mut id);
         let id = data_encoding::HEXLOWER.encode(&id);
-        self.state.lock().uploads.insert(id.clone(), Upload { key: key.to_owned(), parts: HashMap::new() });
+        let upload = Upload { key: key.to_owned(), touched: self.clock.now(), parts: HashMap::new() };
+        self.state.lock().uploads.insert(id.clone(), upload);
         Ok(UploadId(id))
     }
 
     async fn upload_part(&self, key: &Key, id: &UploadId, at: PartAt, body: Vec<Bytes>) -> Result<Part> {
         check_part_number(at.number, self.caps.max_parts)?;
-        self.state.lock().part(key, id, at, join(body))
+        self.state.lock().part(key, id, at, join(body), self.clock.now())
     }
 
     async fn upload_part_copy(
@@ -215,7 +237,7 @@ impl Store for MemoryStore {
         let source = &state.find(from, Some(only))?.bytes;
         check_source(&range, source.len() as u64)?;
         let bytes = source.slice(range.start as usize..range.end as usize);
-        state.part(key, id, at, bytes)
+        state.part(key, id, at, bytes, self.clock.now())
     }
 
     async fn upload_complete(&self, key: &Key, id: &UploadId, parts: &[Part], cond: Cond) -> Result<Meta> {
@@ -234,7 +256,7 @@ impl Store for MemoryStore {
                 return fail(Kind::Invalid, format!("part {} is smaller than {} bytes", p.at.number, self.caps.min_part));
             }
         }
-        let meta = state.insert(key, join(pieces), &cond)?;
+        let meta = state.insert(key, join(pieces), &cond, self.clock.now())?;
         state.uploads.remove(&id.0);
         Ok(meta)
     }
@@ -251,6 +273,12 @@ impl Store for MemoryStore {
         let state = self.state.lock();
         let under = state.uploads.iter().filter(|(_, u)| u.key.starts_with(prefix));
         Ok(under.map(|(id, u)| (u.key.clone(), UploadId(id.clone()))).collect())
+    }
+
+    async fn idle_uploads(&self, prefix: &str, before: Time) -> Result<Vec<(String, UploadId)>> {
+        let state = self.state.lock();
+        let idle = state.uploads.iter().filter(|(_, u)| u.key.starts_with(prefix) && u.touched < before);
+        Ok(idle.map(|(id, u)| (u.key.clone(), UploadId(id.clone()))).collect())
     }
 }
 

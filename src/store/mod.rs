@@ -18,6 +18,7 @@ pub use probe::probe;
 pub use url::StoreSpec;
 
 use crate::error::{Kind, Result, fail};
+use crate::types::Time;
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::ops::Range;
@@ -85,6 +86,9 @@ pub struct Listed {
     pub key: String,
     /// Length and tag.
     pub meta: Meta,
+    /// When it was written, by the store's own clock, where the store tells. S3 gives whole seconds, and for an object that was
+    /// put together from parts the time at which that upload began.
+    pub modified: Option<Time>,
 }
 
 /// A page of a listing, in ascending byte order of keys. So are pages among each other, but on S3-compatible servers that keep
@@ -180,6 +184,16 @@ pub trait Store: Send + Sync + 'static {
     async fn put(&self, key: &Key, body: Vec<Bytes>, cond: Cond) -> Result<Meta>;
     /// Deletes; an absent object is no error.
     async fn delete(&self, key: &Key) -> Result<()>;
+    /// Deletes the version with this tag, and no other: `Stale` when another one is there. An absent object is no error. A store
+    /// that cannot do both in one step looks first.
+    async fn delete_if(&self, key: &Key, only: &ETag) -> Result<()> {
+        match self.head(key).await {
+            Ok(meta) if meta.etag != *only => fail(Kind::Stale, "the object was changed"),
+            Ok(_) => self.delete(key).await,
+            Err(e) if e.kind() == Kind::NotFound => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
     /// Copies inside the store, atomically. `Stale` when the source has another tag.
     async fn copy(&self, from: &Key, only: &ETag, to: &Key, cond: Cond) -> Result<Meta>;
     /// Objects whose key begins with `prefix`, `limit` at most (a store may return fewer). `after` is the `next` of the page
@@ -207,6 +221,11 @@ pub trait Store: Send + Sync + 'static {
     async fn upload_abort(&self, key: &Key, id: &UploadId) -> Result<()>;
     /// Uploads under way below a prefix: key and id.
     async fn uploads(&self, prefix: &str) -> Result<Vec<(String, UploadId)>>;
+    /// Those of them that were begun before a moment of the store's clock, and got no part since. None from a store that cannot
+    /// tell.
+    async fn idle_uploads(&self, _prefix: &str, _before: Time) -> Result<Vec<(String, UploadId)>> {
+        Ok(Vec::new())
+    }
 }
 
 /// Length of a body in pieces.

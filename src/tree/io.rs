@@ -25,6 +25,8 @@ const SPLIT_BITS: u8 = 4;
 const MAX_BITS: u8 = 12;
 /// Epochs of splits are drawn from so many above the last.
 const EPOCH_STEP: u32 = 1 << 24;
+/// A head that is written anew has a generation so far above all that is known: no machine has seen a higher one.
+const REBUILD_STEP: u64 = 1 << 32;
 /// Index objects in flight at once for one directory.
 const AT_ONCE: usize = 16;
 
@@ -34,6 +36,10 @@ pub trait Memory: Send + Sync + 'static {
     fn check(&self, key: &str, generation: u64, hash: &Hash) -> Result<()>;
     /// Whether any version was ever seen.
     fn seen(&self, key: &str) -> bool;
+    /// The highest generation that was seen.
+    fn generation(&self, _key: &str) -> Option<u64> {
+        None
+    }
     /// Notes a version that was accepted or written.
     fn remember(&self, key: &str, generation: u64, hash: &Hash) -> Result<()>;
     /// Notes that this machine deleted the object.
@@ -85,6 +91,19 @@ impl Remote {
             b => b < MAX_BITS && entries > RESPLIT_ABOVE << b,
         }
     }
+}
+
+/// What lies in the place of a head that is to be written anew.
+#[derive(Clone, Debug)]
+pub struct Ruin {
+    /// The store's tag; `None` when nothing is there.
+    pub etag: Option<ETag>,
+    /// SHA-256 of the bytes that are there; of nothing when none are.
+    pub hash: Hash,
+    /// The highest generation that anybody here knows of.
+    pub generation: u64,
+    /// The highest epoch of shards that is known.
+    pub epoch: u32,
 }
 
 /// Index objects of one volume.
@@ -241,15 +260,18 @@ impl IndexIo {
     }
 
     async fn put(&self, dir: &DirRef, node: &IndexNode, old: Option<&Version>) -> Result<Version> {
-        let place = node.role.place();
-        let key = self.keys.index_key(&dir.dir_id, place);
-        let (bytes, hash) = node.seal(&self.keys, dir, &self.env.random())?;
         // Stores without conditions take one writer at a time; the mount has made sure of that.
         let cond = match old {
             Some(v) if self.caps.put_if_match => Cond::Match(v.etag.clone()),
             None if self.caps.put_if_absent => Cond::Absent,
             _ => Cond::Any,
         };
+        self.put_under(dir, node, cond).await
+    }
+
+    async fn put_under(&self, dir: &DirRef, node: &IndexNode, cond: Cond) -> Result<Version> {
+        let key = self.keys.index_key(&dir.dir_id, node.role.place());
+        let (bytes, hash) = node.seal(&self.keys, dir, &self.env.random())?;
         let meta = self.store.put(&key, vec![Bytes::from(bytes)], cond).await?;
         self.memory.remember(&key, node.generation, &hash)?;
         Ok(Version { generation: node.generation, hash, etag: meta.etag })
@@ -278,6 +300,25 @@ impl IndexIo {
             b => (Role::Shard { shard_bits: b, epoch: remote.epoch, slot: part }, &remote.shards[part as usize]),
         };
         self.put(&dir, &node(role, Some(old), entries), Some(old)).await
+    }
+
+    /// Writes a directory anew over an index that is lost, with shards where it needs them: see FORMAT.md, section 7, "Rebuilding".
+    pub async fn rebuild(&self, id: DirId, key: &SecretKey, over: &Ruin, entries: &[Arc<Entry>]) -> Result<Remote> {
+        let dir = dir_ref(id, key);
+        let bits = (0..=MAX_BITS).step_by(SPLIT_BITS.into()).find(|b| entries.len() <= SPLIT_ABOVE << b).unwrap_or(MAX_BITS);
+        let epoch = if bits == 0 { over.epoch } else { self.next_epoch(over.epoch)? };
+        let shards = if bits == 0 { Vec::new() } else { self.put_shards(&dir, bits, epoch, entries).await? };
+        let mine = if bits == 0 { entries } else { &[] };
+        let jump = u64::from(u32::from_be_bytes(self.env.random()) >> 16);
+        let generation = over.generation.saturating_add(REBUILD_STEP + jump);
+        let head = IndexNode { generation, previous: over.hash, ..node(Role::Head { shard_bits: bits, epoch }, None, mine) };
+        let cond = match &over.etag {
+            Some(etag) if self.caps.put_if_match => Cond::Match(etag.clone()),
+            None if self.caps.put_if_absent => Cond::Absent,
+            _ => Cond::Any,
+        };
+        let head = self.put_under(&dir, &head, cond).await?;
+        Ok(Remote { head, bits, epoch, shards, frozen: BTreeSet::new() })
     }
 
     /// Splits a directory that holds `entries` (all of them) into more shards: new shards, then the head, then the old shards
@@ -318,12 +359,18 @@ impl IndexIo {
         epoch: u32,
         entries: &[Arc<Entry>],
     ) -> Result<(Version, Vec<Version>)> {
+        let shards = self.put_shards(dir, bits, epoch, entries).await?;
+        let head = node(Role::Head { shard_bits: bits, epoch }, Some(&remote.head), &[]);
+        Ok((self.put(dir, &head, Some(&remote.head)).await?, shards))
+    }
+
+    async fn put_shards(&self, dir: &DirRef, bits: u8, epoch: u32, entries: &[Arc<Entry>]) -> Result<Vec<Version>> {
         let mut by_slot: BTreeMap<u32, Vec<Arc<Entry>>> = BTreeMap::new();
         for e in entries {
             by_slot.entry(crate::format::index::shard_of(&e.name, bits)).or_default().push(e.clone());
         }
         let by_slot = &by_slot;
-        let shards: Vec<Version> = stream::iter(0..1u32 << bits)
+        stream::iter(0..1u32 << bits)
             .map(|slot| async move {
                 let role = Role::Shard { shard_bits: bits, epoch, slot };
                 let mine = by_slot.get(&slot).map_or(&[][..], Vec::as_slice);
@@ -331,9 +378,7 @@ impl IndexIo {
             })
             .buffered(AT_ONCE)
             .try_collect()
-            .await?;
-        let head = node(Role::Head { shard_bits: bits, epoch }, Some(&remote.head), &[]);
-        Ok((self.put(dir, &head, Some(&remote.head)).await?, shards))
+            .await
     }
 
     async fn drop_shards(&self, id: DirId, epoch: u32, count: u32) -> Result<()> {

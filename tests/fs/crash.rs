@@ -302,3 +302,39 @@ fn a_moved_file_keeps_a_name_while_the_move_is_recovered() {
         assert_eq!(tree.keys().collect::<Vec<_>>(), ["/a", "/b", "/c", "/c/h"]);
     }
 }
+
+#[test]
+fn what_was_moved_before_a_kill_has_a_name_in_the_bucket_all_the_time() {
+    let (world, disk) = (world(), SimDisk::new(3));
+    let mount = world.mount(disk.process(), quick());
+    mount.mkdir("a");
+    mount.drain();
+    let before = world.keys_in_bucket();
+    mount.mkdir("b");
+    mount.drain();
+    let b = world.keys_in_bucket().into_iter().find(|k| !before.contains(k)).unwrap();
+    mount.put("a/f", &data(1, 9000));
+    mount.mkdir("a/d");
+    mount.put("a/d/g", &data(2, 9000));
+    mount.drain();
+    // Neither directory can be written when the names move, and once more on the way.
+    mount.faulty.script_on(Some(Verb::Put), ".smpfs/d/", 0, u32::MAX, Fault::Before(smpfs::error::Kind::Unavailable));
+    mount.rename("a/f", "between").unwrap();
+    mount.rename("between", "b/f").unwrap();
+    mount.rename("a/d", "b/d").unwrap();
+    die(&disk, mount, Crash::Kill);
+    let faulty = std::sync::Arc::new(smpfs::store::layers::Faulty::new(1));
+    faulty.script_on(Some(Verb::Put), &b, 0, u32::MAX, Fault::Before(smpfs::error::Kind::Unavailable));
+    let mount = world.mount_with(disk.process(), quick(), faulty.clone(), 1 << 30);
+    // The old directory can be written, and is: with this name. The new one cannot.
+    mount.put("a/marker", b"x");
+    crate::directed::until("the marker is in the bucket", || world.fresh().names("a").contains("marker"));
+    let other = world.fresh();
+    assert!(other.get("a/f").unwrap() == data(1, 9000) && other.get("a/d/g").unwrap() == data(2, 9000));
+    faulty.clear();
+    mount.drain();
+    let tree = mount.tree();
+    assert!(tree.contains_key("/b/f") && tree.contains_key("/b/d/g") && !tree.contains_key("/a/f"), "{:?}", tree.keys());
+    mount.unmount();
+    same("another machine", &tree, &world.fresh().tree());
+}

@@ -17,7 +17,7 @@ use std::sync::Arc;
 const PASSPHRASE: &str = "correct horse battery";
 
 /// A real volume in a directory, with a config that a passphrase opens.
-fn volume(at: &Path, mode: Mode, suite: Suite) -> World {
+pub fn volume(at: &Path, mode: Mode, suite: Suite) -> World {
     let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     rt.block_on(async {
         let store: Arc<dyn Store> = Arc::new(DirStore::open(at, true, false, Env::real()).await.unwrap());
@@ -31,6 +31,22 @@ fn volume(at: &Path, mode: Mode, suite: Suite) -> World {
     })
 }
 
+/// What the independent reader finds in a bucket: paths and the hashes of contents.
+pub fn read(temp: &tempfile::TempDir, bucket: &Path) -> BTreeMap<String, String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/read_v1.py");
+    let pass = temp.path().join("pass");
+    std::fs::write(&pass, PASSPHRASE).unwrap();
+    let mut python = Command::new("python3");
+    python.arg("-B").arg(&script).arg("bucket").arg(bucket).arg("--passphrase-file").arg(&pass).arg("--json");
+    let out = python.output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
+    let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let word = |v: &serde_json::Value, name: &str| v[name].as_str().unwrap().to_owned();
+    let path = |v| String::from_utf8(data_encoding::HEXLOWER.decode(word(v, "path_hex").as_bytes()).unwrap()).unwrap();
+    found["files"].as_array().unwrap().iter().map(|f| (path(f), word(f, "sha256"))).collect()
+}
+
 #[test]
 fn the_independent_reader_sees_the_same_tree() {
     // Asked apart from the script, so that a mistake in the script is a failure and never a skip.
@@ -39,7 +55,6 @@ fn the_independent_reader_sees_the_same_tree() {
         eprintln!("skipped: python3 with the package cryptography (44 or later) is not installed");
         return;
     }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/read_v1.py");
     for (mode, suite) in [(Mode::Standard, Suite::Aes256Gcm), (Mode::ZeroKnowledge, Suite::ChaCha20Poly1305)] {
         let temp = tempfile::tempdir().unwrap();
         let bucket = temp.path().join("bucket");
@@ -72,22 +87,12 @@ fn the_independent_reader_sees_the_same_tree() {
         mount.drain();
         let tree = mount.tree();
         mount.unmount();
-        let pass = temp.path().join("pass");
-        std::fs::write(&pass, PASSPHRASE).unwrap();
-        let mut python = Command::new("python3");
-        python.arg("-B").arg(&script).arg("bucket").arg(&bucket).arg("--passphrase-file").arg(&pass).arg("--json");
-        let out = python.output().unwrap();
-        let text = String::from_utf8_lossy(&out.stdout);
-        assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
-        let found: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let word = |v: &serde_json::Value, name: &str| v[name].as_str().unwrap().to_owned();
-        let found: BTreeMap<String, String> =
-            found["files"].as_array().unwrap().iter().map(|f| (word(f, "path_hex"), word(f, "sha256"))).collect();
+        let found = read(&temp, &bucket);
         let hex = |b: &[u8]| data_encoding::HEXLOWER.encode(b);
         let expected: BTreeMap<String, String> = tree
             .iter()
             .filter(|(_, l)| l.kind == FileType::File)
-            .map(|(p, l)| (hex(p.trim_start_matches('/').as_bytes()), hex(&smpfs::crypto::hash::sha256(&[&l.bytes]))))
+            .map(|(p, l)| (p.trim_start_matches('/').to_owned(), hex(&smpfs::crypto::hash::sha256(&[&l.bytes]))))
             .collect();
         assert_eq!(found, expected, "{mode:?}");
     }

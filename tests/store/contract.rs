@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
 use smpfs::error::{Kind, Result, fail};
 use smpfs::store::{Cond, ETag, Meta, Part, PartAt, Span, Store, UploadId};
+use smpfs::types::Time;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -69,6 +70,36 @@ pub async fn objects_come_and_go(s: S, ns: String) {
     s.delete(&key).await.unwrap();
     s.delete(&key).await.unwrap();
     assert_eq!(kind(s.head(&key).await), Kind::NotFound);
+}
+
+pub async fn a_version_is_deleted_and_no_other(s: S, ns: String) {
+    let key = format!("{ns}k");
+    let first = s.put(&key, b("first"), Cond::Any).await.unwrap();
+    let second = s.put(&key, b("second"), Cond::Any).await.unwrap();
+    assert_eq!(kind(s.delete_if(&key, &first.etag).await), Kind::Stale);
+    assert_eq!(whole(&s, &key).await.unwrap(), "second");
+    s.delete_if(&key, &second.etag).await.unwrap();
+    assert_eq!(kind(s.head(&key).await), Kind::NotFound);
+    s.delete_if(&key, &second.etag).await.unwrap();
+}
+
+pub async fn ages_are_told_by_one_clock(s: S, ns: String) {
+    for key in ["one", "two"] {
+        s.put(&format!("{ns}{key}"), b(key), Cond::Any).await.unwrap();
+    }
+    let page = s.list(&ns, None, 10).await.unwrap();
+    let times: Vec<Time> = page.items.iter().map(|i| i.modified.unwrap()).collect();
+    assert!(times.len() == 2 && times.is_sorted(), "{times:?}");
+    let again = s.list(&ns, None, 10).await.unwrap();
+    assert_eq!(again.items, page.items, "a time stays as it is");
+    let key = format!("{ns}up/a");
+    let id = s.upload_start(&key).await.unwrap();
+    send(&s, &key, &id, &(PartAt { number: 1, offset: 0 }, noise(100, 1))).await;
+    let at = |sec| Time { sec: times[0].sec + sec, nsec: 0 };
+    assert_eq!(s.idle_uploads(&ns, at(-1000)).await.unwrap(), []);
+    assert_eq!(s.idle_uploads(&ns, at(1000)).await.unwrap(), [(key.clone(), id.clone())]);
+    s.upload_abort(&key, &id).await.unwrap();
+    assert_eq!(s.idle_uploads(&ns, at(1000)).await.unwrap(), []);
 }
 
 pub async fn conditions_hold(s: S, ns: String) {

@@ -2,7 +2,7 @@
 
 use super::super::*;
 use super::key::{self, Decoded};
-use super::place::{Place, err, meta};
+use super::place::{Place, err, meta, modified};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -70,7 +70,9 @@ impl Walk<'_> {
             return Ok(true);
         }
         match fs::symlink_metadata(path) {
-            Ok(stat) if stat.is_file() => self.items.push(Listed { key, meta: meta(&stat) }),
+            Ok(stat) if stat.is_file() => {
+                self.items.push(Listed { key, meta: meta(&stat), modified: Some(modified(&stat)) });
+            }
             Ok(_) => {}
             // Deleted since the directory was read.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}

@@ -111,7 +111,16 @@ impl Store for DirStore {
     async fn delete(&self, key: &Key) -> Result<()> {
         check_key(key)?;
         let key = key.to_owned();
-        match self.run(move |i| i.place.delete(&key)).await {
+        match self.run(move |i| i.place.delete(&key, None)).await {
+            Err(e) if e.kind() == Kind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn delete_if(&self, key: &Key, only: &ETag) -> Result<()> {
+        check_key(key)?;
+        let (key, only) = (key.to_owned(), only.clone());
+        match self.run(move |i| i.place.delete(&key, Some(&only))).await {
             Err(e) if e.kind() == Kind::NotFound => Ok(()),
             other => other,
         }
@@ -166,6 +175,11 @@ impl Store for DirStore {
 
     async fn uploads(&self, prefix: &str) -> Result<Vec<(String, UploadId)>> {
         let prefix = prefix.to_owned();
-        self.run(move |i| i.place.uploads(&prefix)).await
+        self.run(move |i| i.place.uploads(&prefix, None)).await
+    }
+
+    async fn idle_uploads(&self, prefix: &str, before: Time) -> Result<Vec<(String, UploadId)>> {
+        let prefix = prefix.to_owned();
+        self.run(move |i| i.place.uploads(&prefix, Some(before))).await
     }
 }

@@ -368,11 +368,16 @@ impl Place {
         self.commit(to, New { file: &file, temp: &temp, keep: false }, cond, wanted)
     }
 
-    pub(super) fn delete(&self, key: &Key) -> Result<()> {
+    pub(super) fn delete(&self, key: &Key, only: Option<&ETag>) -> Result<()> {
         self.writable()?;
         let path = self.path(key);
         {
             let _lock = self.lock(key)?;
+            if let Some(tag) = only
+                && self.stat(key)?.etag != *tag
+            {
+                return fail(Kind::Stale, "the object was changed");
+            }
             match fs::remove_file(&path) {
                 Ok(()) => {}
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EISDIR)) => {
@@ -401,4 +406,10 @@ fn mtime(stat: &fs::Metadata) -> u128 {
 /// What a file's attributes say of the object.
 pub(super) fn meta(stat: &fs::Metadata) -> Meta {
     Meta { len: stat.len(), etag: ETag(format!("{:x}-{:x}-{:x}", stat.ino(), stat.len(), mtime(stat))) }
+}
+
+/// When a file was written, as far as its filesystem tells.
+pub(super) fn modified(stat: &fs::Metadata) -> Time {
+    let at = mtime(stat);
+    Time { sec: i64::try_from(at / 1_000_000_000).unwrap_or(i64::MAX), nsec: (at % 1_000_000_000) as u32 }
 }

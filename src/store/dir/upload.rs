@@ -9,7 +9,7 @@
 //! may leave a thread behind that still writes it; each attempt takes a number, and an older one never writes after a newer.
 
 use super::super::*;
-use super::place::{New, Place, Wanted, err};
+use super::place::{New, Place, Wanted, err, modified};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -226,7 +226,8 @@ impl Place {
         }
     }
 
-    pub(super) fn uploads(&self, prefix: &str) -> Result<Vec<(String, UploadId)>> {
+    /// Uploads below a prefix; with `idle`, those to which nothing was written since.
+    pub(super) fn uploads(&self, prefix: &str, idle: Option<Time>) -> Result<Vec<(String, UploadId)>> {
         let mut out = Vec::new();
         let listing = match fs::read_dir(&self.area) {
             Ok(l) => l,
@@ -240,11 +241,19 @@ impl Place {
             let mut key = String::new();
             // An upload that died before its key was written has nothing to resume; `sweep` is not for it, abort is.
             let _ = File::open(entry.path().join("key")).and_then(|mut f| f.read_to_string(&mut key));
-            if !key.is_empty() && key.starts_with(prefix) {
+            if !key.is_empty() && key.starts_with(prefix) && idle.is_none_or(|before| touched(&entry.path()) < before) {
                 out.push((key, UploadId(id.to_owned())));
             }
         }
         out.sort_by(|a, b| (&a.0, &a.1.0).cmp(&(&b.0, &b.1.0)));
         Ok(out)
     }
+}
+
+/// When the folder of an upload, or a file in it, was written last. What cannot be looked at counts as written just now.
+fn touched(folder: &Path) -> Time {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
+    let times = files.chain([folder.to_owned()]).map(|path| fs::symlink_metadata(path).map(|stat| modified(&stat)));
+    let never = Time { sec: i64::MAX, nsec: 0 };
+    times.map(|t| t.unwrap_or(never)).max().unwrap_or(never)
 }

@@ -243,6 +243,10 @@ impl<A: Around> Store for Wrap<A> {
         self.pass(plain(Verb::Delete, key), || self.inner.delete(key)).await
     }
 
+    async fn delete_if(&self, key: &Key, only: &ETag) -> Result<()> {
+        self.pass(plain(Verb::Delete, key), || self.inner.delete_if(key, only)).await
+    }
+
     async fn copy(&self, from: &Key, only: &ETag, to: &Key, cond: Cond) -> Result<Meta> {
         let op = Op { cond: Some(&cond), ..plain(Verb::Copy, to) };
         self.pass(op, || self.inner.copy(from, only, to, cond.clone())).await
@@ -285,5 +289,9 @@ impl<A: Around> Store for Wrap<A> {
 
     async fn uploads(&self, prefix: &str) -> Result<Vec<(String, UploadId)>> {
         self.pass(plain(Verb::Uploads, prefix), || self.inner.uploads(prefix)).await
+    }
+
+    async fn idle_uploads(&self, prefix: &str, before: Time) -> Result<Vec<(String, UploadId)>> {
+        self.pass(plain(Verb::Uploads, prefix), || self.inner.idle_uploads(prefix, before)).await
     }
 }

@@ -36,6 +36,8 @@ const CAPS: Capability = Capability {
 };
 /// Pages of a listing of uploads that are read at most, 1 000 uploads each.
 const UPLOAD_PAGES: usize = 100;
+/// Pages of an upload's parts that are looked at; it may have ten thousand.
+const PART_PAGES: usize = 16;
 /// Empty pages of a listing that are followed before giving up.
 const EMPTY_PAGES: usize = 100;
 /// A server that ignores ranges sends everything; more than this is refused.
@@ -246,6 +248,21 @@ impl Store for S3Store {
         }
     }
 
+    async fn delete_if(&self, key: &Key, only: &ETag) -> Result<()> {
+        // The look comes first also where the server has conditional deletes: some ignore the condition.
+        match self.head(key).await {
+            Ok(meta) if meta.etag != *only => return fail(Kind::Stale, "the object was changed"),
+            Err(e) if e.kind() == Kind::NotFound => return Ok(()),
+            other => other?,
+        };
+        let delete = self.client.delete_object().bucket(&self.bucket).key(self.full(key)).if_match(quoted(only));
+        match self.ask("deleting an object", delete.send()).await {
+            Err(e) if e.kind() == Kind::Unsupported => self.delete(key).await,
+            Err(e) if e.kind() != Kind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
     async fn copy(&self, from: &Key, only: &ETag, to: &Key, cond: Cond) -> Result<Meta> {
         check_key(from)?;
         check_key(to)?;
@@ -286,7 +303,8 @@ impl Store for S3Store {
                     continue;
                 }
                 let meta = Meta { len: length(object.size())?, etag: tag(object.e_tag())? };
-                items.push(Listed { key: key.to_owned(), meta });
+                let modified = object.last_modified().map(time);
+                items.push(Listed { key: key.to_owned(), meta, modified });
             }
             items.sort_by(|a, b| a.key.cmp(&b.key));
             mark = page.next_continuation_token().filter(|_| page.is_truncated() == Some(true)).map(str::to_owned);
@@ -369,6 +387,28 @@ impl Store for S3Store {
     }
 
     async fn uploads(&self, prefix: &str) -> Result<Vec<(String, UploadId)>> {
+        Ok(self.begun(prefix).await?.into_iter().map(|(key, id, _)| (key, id)).collect())
+    }
+
+    async fn idle_uploads(&self, prefix: &str, before: Time) -> Result<Vec<(String, UploadId)>> {
+        let mut idle = Vec::new();
+        for (key, id, begun) in self.begun(prefix).await? {
+            if begun.is_some_and(|t| t < before) && !self.got_part_since(&key, &id, before).await? {
+                idle.push((key, id));
+            }
+        }
+        Ok(idle)
+    }
+}
+
+/// A time as the server gives it.
+fn time(at: &aws_smithy_types::DateTime) -> Time {
+    Time { sec: at.secs(), nsec: at.subsec_nanos() }
+}
+
+impl S3Store {
+    /// Uploads under way, and when they were begun.
+    async fn begun(&self, prefix: &str) -> Result<Vec<(String, UploadId, Option<Time>)>> {
         let mut out = Vec::new();
         let (mut at_key, mut at_id) = (None, None);
         for _ in 0..UPLOAD_PAGES {
@@ -378,7 +418,7 @@ impl Store for S3Store {
             for upload in page.uploads() {
                 let key = upload.key().and_then(|k| k.strip_prefix(&self.prefix)).filter(|k| k.starts_with(prefix));
                 if let (Some(key), Some(id)) = (key, upload.upload_id()) {
-                    out.push((key.to_owned(), UploadId(id.to_owned())));
+                    out.push((key.to_owned(), UploadId(id.to_owned()), upload.initiated().map(time)));
                 }
             }
             if page.is_truncated() != Some(true) {
@@ -388,6 +428,26 @@ impl Store for S3Store {
             at_id = page.next_upload_id_marker().map(str::to_owned);
         }
         Ok(out)
+    }
+
+    /// Whether a part of an upload is younger than that. An upload that is gone got none.
+    async fn got_part_since(&self, key: &str, id: &UploadId, since: Time) -> Result<bool> {
+        let mut mark = None;
+        for _ in 0..PART_PAGES {
+            let list = self.client.list_parts().bucket(&self.bucket).key(self.full(key)).upload_id(&id.0);
+            let page = match self.ask("listing the parts of an upload", list.set_part_number_marker(mark.take()).send()).await {
+                Err(e) if e.kind() == Kind::NotFound => return Ok(false),
+                other => other?,
+            };
+            if page.parts().iter().any(|p| p.last_modified().map(time).is_none_or(|t| t >= since)) {
+                return Ok(true);
+            }
+            mark = page.next_part_number_marker().filter(|_| page.is_truncated() == Some(true)).map(str::to_owned);
+            if mark.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 

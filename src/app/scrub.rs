@@ -1,0 +1,357 @@
+//! `smpfs scrub` and `smpfs recover`: a whole volume looked through, and mended as far as it can be.
+
+use super::failure::{Failure, Outcome};
+use super::join::{self, Unlocked};
+use super::logs::{self, Role};
+use super::scrub_state::State;
+use super::status::{count, size};
+use super::{harden, init, plan, secret, settings};
+use crate::cli::{CommonFlags, Exit, RecoverArgs, ScrubArgs, SecretArgs, StoreFlags};
+use crate::config::{Config, Value};
+use crate::crypto::sign::VerifyingKey;
+use crate::env::Env;
+use crate::error::{Error, Kind, Result, fail};
+use crate::scrub::{self, Find, Gc, Progress, PublicParts, Repaired, Report, Root, Scrub, Seen, What};
+use crate::store::StoreSpec;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How often progress is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Without a terminal, a line of progress this often.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// What both commands begin with.
+struct Begun {
+    config: Config,
+    store: StoreSpec,
+    runtime: tokio::runtime::Runtime,
+}
+
+fn begin(name: &str, flags: (&SecretArgs, &StoreFlags, &CommonFlags), config_file: Option<PathBuf>) -> Outcome<Begun> {
+    harden::harden()?;
+    let mut entries = Vec::new();
+    for pairs in [flags.0.files.pairs(), flags.1.pairs(), flags.2.pairs()] {
+        settings::add_flags(&mut entries, pairs)?;
+    }
+    let loaded = settings::load(config_file, entries, Some(name))?;
+    settings::stray_variables().iter().for_each(|w| super::warn(w));
+    let store = plan::store(loaded.store, &loaded.config)?;
+    logs::start(&loaded.config, Role::Command, Path::new("smpfs.log"))?;
+    Ok(Begun { config: loaded.config, store, runtime: init::runtime()? })
+}
+
+impl Begun {
+    fn unlock(&self, fd: Option<u32>) -> Outcome<Unlocked> {
+        // A store without a volume is told before anybody is asked for a passphrase.
+        self.runtime.block_on(join::look(&self.store, &self.config))?;
+        let (secret, warnings) = secret::obtain(fd, &self.config)?;
+        warnings.iter().for_each(|w| super::warn(w));
+        Ok(self.runtime.block_on(join::unlock(&self.store, &self.config, secret))?)
+    }
+
+    fn scrub(&self, unlocked: &Unlocked, state: &State, options: scrub::Options) -> Result<Scrub> {
+        let volume = &unlocked.volume;
+        let _in = self.runtime.enter();
+        Scrub::new(scrub::Parts {
+            store: unlocked.stack.store.clone(),
+            keys: volume.keys.clone(),
+            params: volume.info.params,
+            mode: volume.info.mode,
+            roots: Root::all(volume.root(), &volume.keys),
+            memory: state.memory.clone(),
+            listener: state.told.clone(),
+            env: Env::real(),
+            options,
+        })
+    }
+
+    fn options(&self, jobs: u16, grace: &str, quick: bool) -> Result<scrub::Options> {
+        let grace = Duration::parse(grace).map_err(|e| Error::new(Kind::Invalid, format!("--grace: {e}")))?;
+        if grace < scrub::MIN_GRACE {
+            return fail(Kind::Invalid, "--grace: an hour or more, so that objects on their way are left alone");
+        }
+        Ok(scrub::Options {
+            jobs: jobs.into(),
+            memory: self.config.memory_budget.0.max(64 << 20),
+            deadline: self.config.operation_timeout,
+            grace,
+            quick,
+            owner: (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
+            ..scrub::Options::default()
+        })
+    }
+}
+
+/// Runs `smpfs scrub`.
+pub fn run(args: &ScrubArgs, config_file: Option<PathBuf>) -> Outcome<()> {
+    let begun = begin(&args.store, (&args.secret, &args.store_flags, &args.common), config_file)?;
+    if args.keyless {
+        return keyless(&begun, args);
+    }
+    let options = begun.options(args.jobs, &args.grace, args.quick)?;
+    let unlocked = begun.unlock(args.secret.passphrase_fd)?;
+    let state = State::open(&begun.config, &unlocked, &Env::real())?;
+    if !state.ours {
+        super::warn(
+            "the volume is mounted here: what this machine has seen of it, its audit log and its quarantine are the mount's",
+        );
+    }
+    if args.gc && state.has_unsent()? {
+        let what =
+            "an earlier mount on this machine left changes that are not in the bucket: mount the volume and unmount it first";
+        return Err(Failure::new(Exit::Pending, what));
+    }
+    let scrub = begun.scrub(&unlocked, &state, options)?;
+    let mut done = Done::default();
+    let outcome = begun.runtime.block_on(whole(&scrub, args, &state, &mut done));
+    let closed = state.close();
+    let report = scrub.report();
+    tell(&report, &done, args)?;
+    outcome?;
+    closed?;
+    verdict(&report, &done, args.dry_run)
+}
+
+/// What was done besides looking.
+#[derive(Default)]
+struct Done {
+    gc: Option<Gc>,
+    repaired: Option<Repaired>,
+}
+
+async fn whole(scrub: &Scrub, args: &ScrubArgs, state: &State, done: &mut Done) -> Result<()> {
+    let mut seen: Seen = watched(scrub.check(), || scrub.progress(), args.quiet).await?;
+    if args.repair {
+        let repaired = watched(scrub.repair(&mut seen), || scrub.progress(), true).await?;
+        state.note(format!("scrub --repair: {} linked, {} advanced", repaired.linked.len(), repaired.advanced.len()));
+        done.repaired = Some(repaired);
+    }
+    if args.gc {
+        let gc = watched(scrub.gc(&mut seen, args.dry_run), || scrub.progress(), true).await?;
+        if !args.dry_run {
+            state.note(format!("scrub --gc: {} objects and {} uploads deleted", gc.objects.len(), gc.uploads.len()));
+        }
+        done.gc = Some(gc);
+    }
+    Ok(())
+}
+
+/// What can be checked with public values.
+fn keyless(begun: &Begun, args: &ScrubArgs) -> Outcome<()> {
+    let (stack, info) = begun.runtime.block_on(join::look(&begun.store, &begun.config))?;
+    let owner = VerifyingKey::from_bytes(&info.owner)?;
+    let parts = PublicParts { store: stack.store.clone(), params: info.params, owner, jobs: args.jobs.into() };
+    let last = parking_lot::Mutex::new(Progress::default());
+    let work = scrub::check_public(&parts, |p| *last.lock() = p);
+    let report = begun.runtime.block_on(watched(work, || *last.lock(), args.quiet))?;
+    tell(&report, &Done::default(), args)?;
+    verdict(&report, &Done::default(), false)
+}
+
+/// Runs `smpfs recover`.
+pub fn recover(args: &RecoverArgs, config_file: Option<PathBuf>) -> Outcome<()> {
+    let begun = begin(&args.store, (&args.secret, &args.store_flags, &args.common), config_file)?;
+    let options = begun.options(args.jobs, &args.grace, true)?;
+    let unlocked = begun.unlock(args.secret.passphrase_fd)?;
+    let state = State::open(&begun.config, &unlocked, &Env::real())?;
+    if !state.ours {
+        return Err(Failure::new(Exit::Busy, "the volume is mounted on this machine: unmount it first, here and elsewhere"));
+    }
+    let scrub = begun.scrub(&unlocked, &state, options)?;
+    let outlook = begun.runtime.block_on(watched(scrub.outlook(), || scrub.progress(), args.quiet))?;
+    if outlook.is_empty() {
+        super::print("Nothing to recover: every index can be read, and no file is left over.\n");
+        return Ok(state.close()?);
+    }
+    let lines: Vec<String> = outlook.lines().iter().map(|l| shown(l)).collect();
+    super::print(&format!("{}\n", lines.join("\n")));
+    if args.dry_run {
+        return Ok(state.close()?);
+    }
+    if !args.yes && !agreed()? {
+        state.close()?;
+        return Err(Failure::new(Exit::Other, "nothing was changed"));
+    }
+    let done = begun.runtime.block_on(watched(scrub.recover(outlook), || scrub.progress(), true))?;
+    let files = done.found + (done.linked.len() + done.homeless.len()) as u64;
+    state.note(format!("recover: {} indexes written anew, {files} files back", done.dirs.len()));
+    super::print(&format!(
+        "{} written anew with {} that could still be read; {} back, {} of them in /lost+found.\n\
+         Gone with a lost index: names and keys of its subdirectories, links, owners, extended attributes, later renames.\n",
+        count(done.dirs.len() as u64, "index").replace("indexs", "indexes"),
+        count(done.kept, "entry").replace("entrys", "entries"),
+        count(files, "file"),
+        done.homeless.len()
+    ));
+    Ok(state.close()?)
+}
+
+/// Asks on the terminal.
+fn agreed() -> Outcome<bool> {
+    if !std::io::stdin().is_terminal() {
+        fail(Kind::Invalid, "there is no terminal to ask on: give --yes, or --dry-run to look first")?;
+    }
+    let mut to = std::io::stderr().lock();
+    write!(to, "Write these indexes anew? (yes/no) ")?;
+    to.flush()?;
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    Ok(line.trim() == "yes")
+}
+
+/// Runs work with progress on standard error, and stops it at Ctrl-C: between two requests, so nothing is left half done.
+async fn watched<T>(work: impl Future<Output = Result<T>>, look: impl Fn() -> Progress, quiet: bool) -> Result<T> {
+    let mut show = Show::new(quiet);
+    let stop = tokio::signal::ctrl_c();
+    tokio::pin!(work, stop);
+    let mut tick = tokio::time::interval(LOOK_EVERY);
+    let result = loop {
+        tokio::select! {
+            result = &mut work => break result,
+            _ = &mut stop => break fail(Kind::Interrupted, "stopped; what was not looked at yet is not in the report"),
+            _ = tick.tick() => show.show(look()),
+        }
+    };
+    show.end();
+    result
+}
+
+/// A bar on a terminal, a line now and then elsewhere.
+struct Show {
+    bar: Option<ProgressBar>,
+    lines: bool,
+    last: Instant,
+}
+
+impl Show {
+    fn new(quiet: bool) -> Show {
+        let terminal = std::io::stderr().is_terminal();
+        let style = ProgressStyle::with_template("verifying  {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {msg}");
+        let bar = (terminal && !quiet).then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        Show { lines: !terminal && !quiet, bar, last: Instant::now() }
+    }
+
+    fn show(&mut self, p: Progress) {
+        let found = if p.finds > 0 { format!(", {}", count(p.finds, "find")) } else { String::new() };
+        let what = format!("{} of {}{found}", p.files, count(p.files_seen, "file"));
+        if let Some(bar) = &self.bar {
+            bar.set_length(p.bytes_seen);
+            bar.set_position(p.bytes);
+            bar.set_message(what);
+        } else if self.lines && self.last.elapsed() >= LINE_EVERY {
+            super::warn_plain(&format!("verified: {what}, {} of {}", size(p.bytes), size(p.bytes_seen)));
+            self.last = Instant::now();
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The report as JSON.
+#[derive(Serialize)]
+struct Json<'a> {
+    clean: bool,
+    #[serde(flatten)]
+    report: &'a Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aborted: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    linked: Option<Vec<String>>,
+    dry_run: bool,
+}
+
+fn tell(report: &Report, done: &Done, args: &ScrubArgs) -> Outcome<()> {
+    if args.json {
+        let text = |paths: &Vec<Vec<u8>>| paths.iter().map(|p| String::from_utf8_lossy(p).into_owned()).collect();
+        let json = Json {
+            clean: report.is_clean(),
+            report,
+            deleted: done.gc.as_ref().map(|g| &g.objects[..]),
+            aborted: done.gc.as_ref().map(|g| &g.uploads[..]),
+            linked: done.repaired.as_ref().map(|r| text(&r.linked)),
+            dry_run: args.dry_run,
+        };
+        let text = serde_json::to_string_pretty(&json).map_err(|e| Error::with_source(Kind::Bug, "writing the report", e))?;
+        super::print(&(text + "\n"));
+        return Ok(());
+    }
+    let mut text = String::new();
+    for f in &report.finds {
+        text.push_str(&line(f));
+    }
+    let c = &report.counts;
+    let (dirs, files) = (count(c.dirs, "directory").replace("directorys", "directories"), count(c.files, "file"));
+    text.push_str(&format!(
+        "{dirs}, {files} verified ({}); {} in the bucket ({}), {} too young to tell\n",
+        size(c.bytes),
+        count(c.objects, "object"),
+        size(c.object_bytes),
+        c.young
+    ));
+    if !report.steady && report.complete {
+        text.push_str("The volume changed all the time: what no index names could not be told.\n");
+    }
+    if let Some(r) = &done.repaired {
+        for path in r.linked.iter().chain(&r.advanced) {
+            text.push_str(&format!("mended       {}\n", shown(&String::from_utf8_lossy(path))));
+        }
+        if r.homeless > 0 {
+            text.push_str(&format!("{} of a directory that is gone: `smpfs recover` finds a place\n", count(r.homeless, "file")));
+        }
+    }
+    if let Some(g) = &done.gc {
+        let word = if args.dry_run { "would go" } else { "deleted" };
+        for key in g.objects.iter().chain(&g.uploads) {
+            text.push_str(&format!("{word:<12} {}\n", shown(key)));
+        }
+    }
+    super::print(&text);
+    Ok(())
+}
+
+fn line(f: &Find) -> String {
+    let path = f.path.as_deref().map(|p| shown(&String::from_utf8_lossy(p)));
+    match path {
+        Some(path) => format!("{:<12} {path}  ({}): {}\n", f.what.name(), shown(&f.key), f.detail),
+        None => format!("{:<12} {}: {}\n", f.what.name(), shown(&f.key), f.detail),
+    }
+}
+
+/// Text from the volume, without what a terminal would take for orders.
+fn shown(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+/// The exit code: what was found and has not been mended counts.
+fn verdict(report: &Report, done: &Done, dry: bool) -> Outcome<()> {
+    let mut left = report.finds.len() as u64 + report.counts.more_finds;
+    if let Some(g) = done.gc.as_ref().filter(|_| !dry) {
+        left = left.saturating_sub((g.objects.len() + g.uploads.len()) as u64);
+    }
+    if let Some(r) = &done.repaired {
+        left = left.saturating_sub((r.linked.len() + r.advanced.len()) as u64 + r.unfrozen);
+    }
+    match left {
+        0 => Ok(()),
+        n => {
+            let kinds = [What::Missing, What::Corrupt, What::RolledBack, What::Index, What::Foreign, What::Orphan, What::Upload];
+            let each = kinds.iter().map(|k| (k.name(), report.count(*k))).filter(|(_, n)| *n > 0);
+            let each: Vec<String> = each.map(|(name, n)| format!("{n} {name}")).collect();
+            Err(Failure::new(Exit::Finds, format!("{} ({})", count(n, "find"), each.join(", "))))
+        }
+    }
+}
