@@ -87,6 +87,11 @@ impl Fs {
         // A name that nothing counts, or that leads nowhere, can be removed all the same.
         let Some((links, inode)) = st.target(steps[at].dir, entry).filter(|(_, i)| i.refs.contains(&link.own)) else { return };
         let rest = self.recount(&inode, &[], &[link.own]);
+        if steps[at].change.entry.is_none() && !rest.refs.is_empty() {
+            // Not before the names that it got last: it must never be without one.
+            let coming = st.coming.get(&inode.name).into_iter().flatten().filter(|t| is_coming(t));
+            steps[at].change.wait.extend(coming.cloned());
+        }
         steps.push(match rest.refs.is_empty() {
             false => {
                 let change = Change { entry: Some(rest), held: vec![(link.own, token)], ..Change::default() };
@@ -100,7 +105,14 @@ impl Fs {
     }
 
     /// Makes step `to` give the name of step `from`'s entry a new place.
-    pub(super) fn place_at(&self, st: &State, steps: &mut Vec<Step>, from: usize, to: usize, entry: &Arc<Entry>) -> Result<()> {
+    pub(super) fn place_at(
+        &self,
+        st: &mut State,
+        steps: &mut Vec<Step>,
+        from: usize,
+        to: usize,
+        entry: &Arc<Entry>,
+    ) -> Result<()> {
         let Some(link) = entry.link() else {
             let mut moved = Entry::clone(entry);
             moved.name = steps[to].name.clone();
@@ -114,6 +126,7 @@ impl Fs {
         steps[from].change.left.push((link.own, gone.clone()));
         steps[to].change.entry = Some(link_entry(&steps[to].name, Link { own, ..link }));
         steps[to].change.wait.push(counted.clone());
+        comes(st, &inode.name, &mut steps[to].change);
         let held = if inode.refs.contains(&link.own) { vec![(link.own, gone)] } else { Vec::new() };
         let next = self.recount(&inode, &[own], &[link.own]);
         let change = Change { entry: Some(next), carry: vec![counted], held, ..Change::default() };
@@ -217,7 +230,8 @@ impl Fs {
         }
         let (own, counted, links) = (self.new_ref(), Arc::new(MoveToken::default()), st.links);
         let link = self.link_to(&inode.name, own, &inode.body)?;
-        let name = Change { entry: Some(link_entry(newname, link)), wait: vec![counted.clone()], ..Change::default() };
+        let mut name = Change { entry: Some(link_entry(newname, link)), wait: vec![counted.clone()], ..Change::default() };
+        comes(st, &inode.name, &mut name);
         let next = Some(self.recount(inode, &[own], &[]));
         let count = Change { entry: next, carry: vec![counted], ..Change::default() };
         let steps = vec![Step::new(to, newname, name), Step::new(links, &inode.name, count)];
@@ -251,7 +265,8 @@ impl Fs {
             Change { entry: Some(first), wait: vec![counted.clone()], carry: vec![converted.clone()], ..Change::default() };
         // The old name first: who removes it from the bucket must see that it is not the only one any more.
         let wait = vec![counted.clone(), converted];
-        let second = Change { entry: Some(link_entry(newname, link(new))), wait, ..Change::default() };
+        let mut second = Change { entry: Some(link_entry(newname, link(new))), wait, ..Change::default() };
+        comes(st, &inode.name, &mut second);
         let count = Change { entry: Some(inode), carry: vec![counted], ..Change::default() };
         if st.loaded(links)?.remote.is_none() {
             st.unborn.insert(links);
@@ -373,7 +388,7 @@ impl Fs {
             match moved {
                 Some((place, e)) => {
                     steps.push(Step::new(place.0, &place.1, Change::default()));
-                    self.place_at(&st, &mut steps, 0, 1, &theirs)?;
+                    self.place_at(&mut st, &mut steps, 0, 1, &theirs)?;
                     due.extend(self.perform(&mut st, steps, |st, _| self.settle_in(st, &place, &at, &e))?);
                 }
                 None => {
@@ -398,6 +413,23 @@ fn newer(mut inode: Entry, other: &Entry) -> Entry {
         inode.xattrs.clone_from(&other.xattrs);
     }
     inode
+}
+
+fn is_coming(token: &Arc<MoveToken>) -> bool {
+    // One that nobody else holds belongs to an operation that failed.
+    !token.arrived() && Arc::strong_count(token) > 1
+}
+
+/// A name of an inode is on its way with this change.
+fn comes(st: &mut State, inode: &[u8], change: &mut Change) {
+    let token = Arc::new(MoveToken::default());
+    change.carry.push(token.clone());
+    if st.coming.len().is_power_of_two() {
+        st.coming.retain(|_, tokens| tokens.iter().any(is_coming));
+    }
+    let tokens = st.coming.entry(inode.to_vec()).or_default();
+    tokens.retain(is_coming);
+    tokens.push(token);
 }
 
 /// Name of an inode's entry in the links directory.

@@ -136,6 +136,7 @@ fn nothing_yet(root: DirId, links: DirId) -> State {
         unborn: HashSet::new(),
         root,
         links,
+        coming: HashMap::new(),
         seq: 0,
         grown: 0,
     }

@@ -11,7 +11,7 @@ use crate::error::{Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
 use crate::ops::{Attr, FileType, Ino, ROOT};
 use crate::tree::delta::Delta;
-use crate::tree::dir::{Dir, Guard};
+use crate::tree::dir::{Dir, Guard, MoveToken};
 use crate::tree::io::Remote;
 use crate::types::{DirId, FileId, Time};
 use std::collections::{HashMap, HashSet};
@@ -120,6 +120,8 @@ pub struct State {
     pub root: DirId,
     /// The links directory.
     pub links: DirId,
+    /// By inode of the links directory: names on their way to the bucket.
+    pub coming: HashMap<Vec<u8>, Vec<Arc<MoveToken>>>,
     /// Last change number.
     pub seq: u64,
     /// Entries read from the bucket since they were last counted.
