@@ -4,6 +4,8 @@
 
 #[path = "fs/alloc.rs"]
 mod alloc;
+#[path = "fs/attrs.rs"]
+mod attrs;
 #[path = "fs/crash.rs"]
 mod crash;
 #[path = "fs/directed.rs"]

@@ -17,6 +17,8 @@ mod crash;
 mod damage;
 #[path = "mount/outage.rs"]
 mod outage;
+#[path = "mount/posix.rs"]
+mod posix;
 #[path = "mount/process.rs"]
 mod process;
 #[path = "mount/secrets.rs"]
