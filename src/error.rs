@@ -42,6 +42,8 @@ pub enum Kind {
     Corrupt,
     /// Not possible on this store, volume or kernel.
     Unsupported,
+    /// The handle was not opened for this.
+    BadHandle,
     /// No such extended attribute.
     NoAttr,
     /// A result does not fit the caller's buffer.
@@ -77,6 +79,7 @@ impl Kind {
             Kind::TooLarge => libc::EFBIG,
             Kind::Unavailable | Kind::Corrupt | Kind::Bug => libc::EIO,
             Kind::Unsupported => libc::EOPNOTSUPP,
+            Kind::BadHandle => libc::EBADF,
             Kind::NoAttr => libc::ENODATA,
             Kind::Range => libc::ERANGE,
             Kind::NoData => libc::ENXIO,
@@ -107,6 +110,7 @@ impl Kind {
                 "The stored bytes failed verification; see .smpfs/status and the quarantine. Restore the object from a backup or an older version of the bucket."
             }
             Kind::Unsupported => "This store or volume cannot do that.",
+            Kind::BadHandle => "Open the file for what is to be done with it.",
             Kind::NoAttr | Kind::Range | Kind::NoData => "Check the attribute's name and size.",
             Kind::TooMany => "Close some files or links and try again.",
             Kind::Interrupted => "Try again.",

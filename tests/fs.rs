@@ -2,6 +2,10 @@
 //! on one bucket; and directed tests of what the bucket is made to hold.
 #![allow(clippy::unwrap_used)]
 
+#[path = "fs/alloc.rs"]
+mod alloc;
+#[path = "fs/attrs.rs"]
+mod attrs;
 #[path = "fs/clauses.rs"]
 mod clauses;
 #[path = "fs/crash.rs"]

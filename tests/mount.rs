@@ -19,6 +19,8 @@ mod damage;
 mod links;
 #[path = "mount/outage.rs"]
 mod outage;
+#[path = "mount/posix.rs"]
+mod posix;
 #[path = "mount/process.rs"]
 mod process;
 #[path = "mount/scrub.rs"]

@@ -6,7 +6,7 @@
 use super::nodes::{DIR, Node, Row, TABLE, children, ino_of, is_control, readme, row_of};
 use super::{ControlSource, NAME};
 use crate::error::{Error, Kind, Result, fail};
-use crate::ops::{Attr, Caller, DirEntry, Found, Ino, Invalidations, NewNode, Opened, Ops, ROOT, SetAttr, StatFs};
+use crate::ops::{Attr, Caller, CopyEnd, DirEntry, Found, Ino, Invalidations, NewNode, Opened, Ops, ROOT, SetAttr, StatFs};
 use crate::types::Time;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -330,6 +330,13 @@ impl Ops for Control {
     async fn fallocate(&self, who: Caller, ino: Ino, fh: u64, offset: u64, len: u64, mode: i32) -> Result<()> {
         check_ino(ino)?;
         self.inner.fallocate(who, ino, fh, offset, len, mode).await
+    }
+    async fn copy_file_range(&self, who: Caller, from: CopyEnd, to: CopyEnd, len: u64) -> Result<u32> {
+        if is_control(from.ino) || is_control(to.ino) {
+            // The kernel says it to the program as what it means: read and write instead.
+            return fail(Kind::Unsupported, "control files are read, not copied");
+        }
+        self.inner.copy_file_range(who, from, to, len).await
     }
     async fn lseek(&self, who: Caller, ino: Ino, fh: u64, offset: i64, whence: i32) -> Result<i64> {
         if !is_control(ino) {

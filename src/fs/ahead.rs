@@ -19,7 +19,7 @@ use crate::format::manifest::{Hints, Record};
 use crate::store::{Cond, Part};
 use crate::types::{Hash, Time};
 use crate::write::layer::Layer;
-use crate::write::plan::SegPlan;
+use crate::write::plan::{SegPlan, Touch};
 use crate::write::upload::{Job, Plain, Started};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,6 +95,10 @@ impl Fs {
         let bytes = self.part_bytes(number);
         let fits = self.uploader.limits().fits(bytes.end / seg);
         if !fits || io.size < bytes.end + seg || !io.active.covers(bytes.clone()) {
+            return;
+        }
+        // Parts count stored segments: behind a hole none can be told from its number.
+        if (bytes.start / seg..bytes.end / seg).any(|k| io.active.touch(k * seg..(k + 1) * seg) != Touch::Data) {
             return;
         }
         if ahead.started.is_none() && std::mem::replace(&mut ahead.starting, true) {

@@ -153,6 +153,7 @@ impl Fs {
 fn check_namespace(name: &[u8], kind: FileType) -> Result<()> {
     let known = name.starts_with(b"trusted.") || name.starts_with(b"security.");
     match name {
+        b"user." | b"trusted." | b"security." => fail(Kind::Invalid, "the name of an attribute ends with its kind"),
         _ if known => Ok(()),
         n if n.starts_with(b"user.") && matches!(kind, FileType::File | FileType::Dir) => Ok(()),
         n if n.starts_with(b"user.") => fail(Kind::NotPermitted, "only files and directories have user attributes"),

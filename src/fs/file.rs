@@ -19,7 +19,7 @@ use crate::crypto::secmem::SecretKey;
 use crate::error::{Error, Kind, Result};
 use crate::read::OpenObject;
 use crate::types::{FileId, Hash, Time};
-use crate::write::layer::Layer;
+use crate::write::layer::{Layer, Stretch};
 use crate::write::spool::{DestroyLogs, HeadVersion};
 use std::ops::Range;
 use std::sync::Arc;
@@ -125,9 +125,24 @@ impl Io {
         gaps.iter().all(|r| r.start >= size)
     }
 
-    /// Bytes of the version from here on are hidden by a truncation.
-    pub fn limit(&self) -> u64 {
-        self.active.limit().min(self.frozen.as_ref().map_or(u64::MAX, |f| f.limit()))
+    /// Whether the byte at `at` (below the size) was written or lies in a hole, and up to where it is the same. Of the version,
+    /// which must be open when there is one, only whole segments are holes.
+    pub fn stretch(&self, at: u64) -> (bool, u64) {
+        let mut end = self.size;
+        for layer in std::iter::once(&self.active).chain(self.frozen.as_deref()) {
+            match layer.stretch(at, end) {
+                (Stretch::Data, to) => return (true, to),
+                (Stretch::Zeros, to) => return (false, to),
+                (Stretch::Below, to) => end = to,
+            }
+        }
+        match &self.object {
+            Some(o) if at < o.size() => {
+                let seg = o.layout().geometry().seg_size();
+                (!o.layout().is_hole(at / seg), end.min((at / seg + 1) * seg).min(o.size()))
+            }
+            _ => (false, end),
+        }
     }
 }
 

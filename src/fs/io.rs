@@ -24,7 +24,7 @@ const RECENT_SEGMENTS: u64 = 512;
 /// How long a write waits for room in a full spool.
 const ROOM_PATIENCE: Duration = Duration::from_secs(15);
 /// Extents of one layer in memory; a file written in more pieces is uploaded early.
-const MAX_EXTENTS: usize = 400_000;
+pub(super) const MAX_EXTENTS: usize = 400_000;
 
 impl Fs {
     pub(super) fn new_handle(&self, handle: Handle) -> u64 {
@@ -33,7 +33,7 @@ impl Fs {
         fh
     }
 
-    fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
+    pub(super) fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
         self.handles.lock().get(&fh).cloned().ok_or_else(|| Error::new(Kind::Stale, "the file is not open"))
     }
 
@@ -306,12 +306,12 @@ impl Fs {
     pub(super) async fn do_write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
         let Handle::File { file, append, writes: true, .. } = &*handle else {
-            return fail(Kind::Invalid, "the file is not open for writing");
+            return fail(Kind::BadHandle, "the file is not open for writing");
         };
         self.write_file(file, offset, data, *append).await
     }
 
-    async fn write_file(&self, file: &Arc<File>, offset: u64, data: &[u8], append: bool) -> Result<u32> {
+    pub(super) async fn write_file(&self, file: &Arc<File>, offset: u64, data: &[u8], append: bool) -> Result<u32> {
         // Within the deadline of the request: who waits longer hears EIO, and not what is wrong.
         let patience = ROOM_PATIENCE.min(self.opts.deadline);
         let until = Instant::now() + patience;
@@ -353,7 +353,7 @@ impl Fs {
     }
 
     /// What a new spool log of a file is to remember; `None` when its active layer has a log already.
-    fn head_of(&self, file: &File, io: &Io) -> Option<Head> {
+    pub(super) fn head_of(&self, file: &File, io: &Io) -> Option<Head> {
         if !io.active.logs().is_empty() {
             return None;
         }
@@ -396,13 +396,18 @@ impl Fs {
     async fn resize(&self, file: &Arc<File>, size: u64) -> Result<()> {
         let mut io = file.io.write().await;
         if io.size != size {
-            let head = self.head_of(file, &io);
-            let io = &mut *io;
-            io.active.resize(&self.spool, head, size)?;
-            self.touch_ahead(file, size..u64::MAX);
-            io.size = size;
-            file.changed(size, self.env.clock.now(), 0);
+            self.resize_locked(file, &mut io, size)?;
         }
+        Ok(())
+    }
+
+    /// The file's size becomes `size`, which it is not yet.
+    pub(super) fn resize_locked(&self, file: &File, io: &mut Io, size: u64) -> Result<()> {
+        let head = self.head_of(file, io);
+        io.active.resize(&self.spool, head, size)?;
+        self.touch_ahead(file, size..u64::MAX);
+        io.size = size;
+        file.changed(size, self.env.clock.now(), 0);
         Ok(())
     }
 

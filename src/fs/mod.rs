@@ -1,6 +1,7 @@
 //! `Fs`: the filesystem. It joins what exists (`tree`), reading (`read`) and writing (`write`), and answers [`Ops`](crate::ops::Ops).
 //!
-//! - [`names`](self): lookup, create, mkdir, unlink (`names.rs`), rename (`rename.rs`), hard links (`links.rs`); attributes (`attr.rs`); files (`io.rs`); listings (`list.rs`).
+//! - [`names`](self): lookup, create, mkdir, unlink (`names.rs`), rename (`rename.rs`), hard links (`links.rs`); attributes
+//!   (`attr.rs`); files (`io.rs`), their holes and copies (`alloc.rs`); listings (`list.rs`).
 //! - Changes of names show at once, are noted in the journal (`journal.rs`), and reach the bucket in groups (`commit.rs`).
 //! - Contents go to the spool and are uploaded by `upload.rs`; `file.rs` draws the states.
 //! - `recover.rs` puts back what an earlier mount left; `drain.rs` waits until the bucket has everything.
@@ -8,6 +9,7 @@
 //! Lock order: see `state.rs`.
 
 mod ahead;
+mod alloc;
 mod attr;
 mod commit;
 mod drain;

@@ -64,7 +64,9 @@ impl Fs {
             if let Some(t) = live.times {
                 (attr.mtime, attr.ctime) = (t, t.max(attr.ctime));
             }
-            attr.blocks = attr.size.div_ceil(512);
+            if live.dirty() {
+                attr.blocks = attr.size.div_ceil(512);
+            }
         }
         if st.nodes.get(&ino).is_some_and(|n| n.place.is_none()) && ino != ROOT {
             attr.nlink = 0;

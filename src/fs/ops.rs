@@ -2,7 +2,7 @@
 
 use super::Fs;
 use crate::error::{Kind, Result, fail};
-use crate::ops::{Caller, DirEntry, FileType, Found, Ino, Invalidations, NewNode, Opened, Ops, SetAttr, StatFs};
+use crate::ops::{Caller, CopyEnd, DirEntry, FileType, Found, Ino, Invalidations, NewNode, Opened, Ops, SetAttr, StatFs};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -172,12 +172,16 @@ impl Ops for Fs {
         self.do_setxattr(ino, name, None, 0).await
     }
 
-    async fn fallocate(&self, _who: Caller, _ino: Ino, _fh: u64, _offset: u64, _len: u64, _mode: i32) -> Result<()> {
-        fail(Kind::Unsupported, "allocation is not supported yet")
+    async fn fallocate(&self, _who: Caller, _ino: Ino, fh: u64, offset: u64, len: u64, mode: i32) -> Result<()> {
+        self.do_fallocate(fh, offset, len, mode).await
     }
 
-    async fn lseek(&self, _who: Caller, _ino: Ino, _fh: u64, _offset: i64, _whence: i32) -> Result<i64> {
-        fail(Kind::Unsupported, "looking for holes is not supported yet")
+    async fn copy_file_range(&self, _who: Caller, from: CopyEnd, to: CopyEnd, len: u64) -> Result<u32> {
+        self.do_copy(from, to, len).await
+    }
+
+    async fn lseek(&self, _who: Caller, _ino: Ino, fh: u64, offset: i64, whence: i32) -> Result<i64> {
+        self.do_lseek(fh, offset, whence).await
     }
 
     fn invalidations(&self) -> Option<Arc<Invalidations>> {

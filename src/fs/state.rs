@@ -353,6 +353,11 @@ pub fn attr_of(ino: Ino, e: &Entry, links: Option<u32>) -> Attr {
         Body::Dir { .. } => 4096,
         _ => 0,
     };
+    // Holes take no room in the object; nothing else makes it shorter than the file.
+    let stored = match &e.body {
+        Body::File(f) if f.generation > 0 => size.min(f.object_len),
+        _ => size,
+    };
     let rdev = match e.body {
         Body::CharDevice { major, minor } | Body::BlockDevice { major, minor } => libc::makedev(major, minor),
         _ => 0,
@@ -361,7 +366,7 @@ pub fn attr_of(ino: Ino, e: &Entry, links: Option<u32>) -> Attr {
     Attr {
         ino,
         size,
-        blocks: size.div_ceil(512),
+        blocks: stored.div_ceil(512),
         atime: a.atime,
         mtime: a.mtime,
         ctime: a.ctime,

@@ -356,10 +356,11 @@ impl Fs {
 
     /// What was uploaded ahead, when this version can go on from it.
     async fn usable_ahead(&self, file: &File, plan: &[SegPlan], first: bool) -> Option<(String, Started)> {
-        let (key, started) = self.take_ahead(file).await?;
-        let end = started.parts.keys().next_back().map_or(0, |n| self.uploader.limits().body_part(*n).end);
-        let whole = plan.get(..end as usize).is_some_and(|p| p.iter().all(|s| *s == SegPlan::Fresh));
-        if first && whole {
+        let (key, mut started) = self.take_ahead(file).await?;
+        // Up to the first hole, segments and stored segments have the same numbers.
+        let fresh = plan.iter().take_while(|s| **s == SegPlan::Fresh).count() as u64;
+        started.parts.retain(|n, _| self.uploader.limits().body_part(*n).end <= fresh);
+        if first && !started.parts.is_empty() {
             return Some((key, started));
         }
         self.uploader.abort(&key, &started.id).await;

@@ -5,7 +5,7 @@ use super::answer::{
     from_request_time,
 };
 use super::dispatch::{Dispatch, Lane};
-use crate::ops::{FileType, NewNode, SetAttr, SetTime};
+use crate::ops::{CopyEnd, FileType, NewNode, SetAttr, SetTime};
 use crate::types::NAME_MAX;
 use bytes::Bytes;
 use fuser::{
@@ -391,8 +391,29 @@ impl fuser::Filesystem for Callbacks {
         });
     }
 
-    // What follows is not offered. The kernel remembers an ENOSYS and does without: poll is always ready, copy_file_range
-    // becomes reads and writes, access is the kernel's own check.
+    fn copy_file_range(
+        &self,
+        req: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: fuser::CopyFileRangeFlags,
+        reply: fuser::ReplyWrite,
+    ) {
+        let who = caller(req);
+        let from = CopyEnd { ino: ino_in.0, fh: fh_in.0, offset: offset_in };
+        let to = CopyEnd { ino: ino_out.0, fh: fh_out.0, offset: offset_out };
+        self.dispatch.spawn("copy_file_range", Lane::Data, who, reply, move |o| async move {
+            o.copy_file_range(who, from, to, len).await
+        });
+    }
+
+    // What follows is not offered. The kernel remembers an ENOSYS and does without: poll is always ready, access is the kernel's
+    // own check.
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: fuser::AccessFlags, reply: fuser::ReplyEmpty) {
         reply.error(Errno::ENOSYS);
@@ -423,22 +444,6 @@ impl fuser::Filesystem for Callbacks {
         reply: fuser::ReplyIoctl,
     ) {
         reply.error(Errno::ENOTTY);
-    }
-
-    fn copy_file_range(
-        &self,
-        _req: &Request,
-        _ino_in: INodeNo,
-        _fh_in: FileHandle,
-        _offset_in: u64,
-        _ino_out: INodeNo,
-        _fh_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
-        _flags: fuser::CopyFileRangeFlags,
-        reply: fuser::ReplyWrite,
-    ) {
-        reply.error(Errno::ENOSYS);
     }
 
     fn bmap(&self, _req: &Request, _ino: INodeNo, _blocksize: u32, _idx: u64, reply: fuser::ReplyBmap) {

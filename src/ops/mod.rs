@@ -127,6 +127,17 @@ pub struct Opened {
     pub direct_io: bool,
 }
 
+/// One end of a copy between open files.
+#[derive(Clone, Copy, Debug)]
+pub struct CopyEnd {
+    /// The file.
+    pub ino: Ino,
+    /// Its handle.
+    pub fh: u64,
+    /// Where the range begins.
+    pub offset: u64,
+}
+
 /// One entry of a directory listing.
 #[derive(Clone, Debug)]
 pub struct DirEntry {
@@ -259,8 +270,11 @@ pub trait Ops: Send + Sync + 'static {
     async fn listxattr(&self, who: Caller, ino: Ino) -> Result<Vec<Vec<u8>>>;
     /// Removes an extended attribute.
     async fn removexattr(&self, who: Caller, ino: Ino, name: &[u8]) -> Result<()>;
-    /// fallocate(2).
+    /// fallocate(2). What `mode` asks for and nobody offers is `Unsupported`.
     async fn fallocate(&self, who: Caller, ino: Ino, fh: u64, offset: u64, len: u64, mode: i32) -> Result<()>;
+    /// copy_file_range(2): copies up to `len` bytes from one open file to another, or within one where the ranges do not overlap,
+    /// and returns how many it copied: fewer at the end of the source, or when there is much to copy, and then the caller comes back.
+    async fn copy_file_range(&self, who: Caller, from: CopyEnd, to: CopyEnd, len: u64) -> Result<u32>;
     /// SEEK_DATA and SEEK_HOLE.
     async fn lseek(&self, who: Caller, ino: Ino, fh: u64, offset: i64, whence: i32) -> Result<i64>;
     /// The queue by which this filesystem tells the kernel what to forget; `None` when it never has to.

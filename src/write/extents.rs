@@ -123,9 +123,15 @@ impl<P: Copy> ExtentMap<P> {
         out
     }
 
-    /// Whether any extent touches `start..end`.
-    pub fn touches(&self, start: u64, end: u64) -> bool {
-        self.map.range(..start).next_back().is_some_and(|(_, e)| e.end > start) || self.map.range(start..end).next().is_some()
+    /// The piece that begins at `start`, up to `end` at most: the rest of the extent there, or the gap before the next one.
+    pub fn piece_at(&self, start: u64, end: u64) -> Piece<P> {
+        match self.map.range(..=start).next_back().filter(|(_, e)| e.end > start) {
+            Some((&s, e)) => Piece { start, end: e.end.min(end), source: Some(e.source.advance(start - s)) },
+            None => {
+                let next = self.map.range(start..).next().map_or(end, |(&s, _)| s.min(end));
+                Piece { start, end: next, source: None }
+            }
+        }
     }
 
     /// Whether extents cover all of `start..end`.
@@ -178,8 +184,12 @@ mod tests {
                     };
                 }
                 prop_assert_eq!(flatten(&m, 300), model.clone());
-                prop_assert_eq!(m.touches(start, end), what != 2);
                 prop_assert_eq!(m.covers(start, end), what != 2);
+                let mut walked = vec![];
+                while let Some(at) = walked.last().map_or(Some(0), |p: &Piece<u32>| (p.end < 300).then_some(p.end)) {
+                    walked.push(m.piece_at(at, 300));
+                }
+                prop_assert_eq!(walked, m.pieces(0, 300));
             }
         }
     }

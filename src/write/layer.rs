@@ -43,6 +43,17 @@ pub mod record {
     pub const UPLOAD: u8 = 7;
 }
 
+/// What a layer makes of some bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stretch {
+    /// Written to it.
+    Data,
+    /// Zeros: punched, or hidden by a truncation.
+    Zeros,
+    /// What the layer below says.
+    Below,
+}
+
 /// What a replayed record says of the file's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SizeChange {
@@ -156,6 +167,21 @@ impl Layer {
             return Err(e);
         }
         self.apply_size(size);
+        Ok(())
+    }
+
+    /// `start..end` reads as zeros from now on, whatever was there, in this layer and below. The size is as before: what lies
+    /// beyond it must not be asked for.
+    pub fn zero(&mut self, spool: &Spool, head: Option<Head>, start: u64, end: u64) -> Result<()> {
+        if start >= end {
+            return Ok(());
+        }
+        let (_, log) = self.log(spool, head)?;
+        if let Err(e) = spool.append(&log, record::ZERO, &[&start.to_be_bytes(), &end.to_be_bytes()]) {
+            self.drop_bare_log();
+            return Err(e);
+        }
+        self.map.insert(start, end, Source::Zero);
         Ok(())
     }
 
@@ -301,21 +327,27 @@ impl Layer {
         let pieces = self.map.pieces(range.start, range.end);
         if pieces.iter().all(|p| p.source.is_none()) {
             Touch::None
-        } else if pieces.iter().all(|p| p.source == Some(Source::Zero)) {
-            Touch::Zeroed
-        } else {
+        } else if pieces.iter().any(|p| matches!(p.source, Some(Source::Record { .. }))) {
             Touch::Data
+        } else {
+            Touch::Zeroed { gap: pieces.iter().find(|p| p.source.is_none()).map(|p| p.start) }
+        }
+    }
+
+    /// What the layer makes of the byte at `at`, and up to where it says the same (`end` at most).
+    pub fn stretch(&self, at: u64, end: u64) -> (Stretch, u64) {
+        let piece = self.map.piece_at(at, end);
+        match piece.source {
+            Some(Source::Record { .. }) => (Stretch::Data, piece.end),
+            Some(Source::Zero) => (Stretch::Zeros, piece.end),
+            None if at >= self.limit => (Stretch::Zeros, piece.end),
+            None => (Stretch::Below, piece.end.min(self.limit)),
         }
     }
 
     /// Whether data of this layer alone makes up all of `range`.
     pub fn covers(&self, range: Range<u64>) -> bool {
         self.map.covers(range.start, range.end)
-    }
-
-    /// First data byte at or after `from`, and first gap at or after it: for SEEK_DATA and SEEK_HOLE.
-    pub fn has_data(&self, range: Range<u64>) -> bool {
-        self.map.touches(range.start, range.end)
     }
 }
 

@@ -27,9 +27,12 @@ pub struct Old {
 pub enum Touch {
     /// Not at all.
     None,
-    /// With zeros only, and all of it.
-    Zeroed,
-    /// With data, or in part.
+    /// With zeros only.
+    Zeroed {
+        /// The first byte that it leaves alone, if there is one.
+        gap: Option<u64>,
+    },
+    /// With data.
     Data,
 }
 
@@ -48,13 +51,18 @@ pub fn segments(
     (0..n)
         .map(|k| {
             let (start, end) = (k * seg, ((k + 1) * seg).min(size));
-            match touch(start..end) {
-                Touch::Zeroed => return SegPlan::Hole,
+            let (first, zeroed) = match touch(start..end) {
                 Touch::Data => return SegPlan::Fresh,
-                Touch::None => {}
-            }
-            if start >= visible || old_hole(k) {
+                Touch::Zeroed { gap: None } => return SegPlan::Hole,
+                Touch::Zeroed { gap: Some(at) } => (at, true),
+                Touch::None => (start, false),
+            };
+            // From the first byte on that the layers say nothing of, nothing shows through but zeros.
+            if first >= visible || old_hole(k) {
                 return SegPlan::Hole;
+            }
+            if zeroed {
+                return SegPlan::Fresh;
             }
             let old_end = ((k + 1) * seg).min(old.size);
             if visible >= old_end && old_end == end { SegPlan::Keep } else { SegPlan::Fresh }
@@ -146,6 +154,27 @@ mod tests {
         assert_eq!(plan(350, 350, 150, &[]), [Keep, Fresh, Hole, Hole]);
         assert_eq!(plan(150, 350, 150, &[]), [Keep, Fresh]);
         assert_eq!(plan(0, 350, 0, &[]), []);
+    }
+
+    #[test]
+    fn zeros_make_holes_where_nothing_else_shows_through() {
+        use SegPlan::*;
+        let zeroed = |size, old, visible, holes: &[u64], zeros: Range<u64>| {
+            let touch = |r: Range<u64>| match zeros.start < r.end && r.start < zeros.end {
+                false => Touch::None,
+                true if zeros.start > r.start => Touch::Zeroed { gap: Some(r.start) },
+                true => Touch::Zeroed { gap: (zeros.end < r.end).then_some(zeros.end) },
+            };
+            segments(size, S, Old { size: old, visible }, |k| holes.contains(&k), touch)
+        };
+        assert_eq!(zeroed(350, 350, u64::MAX, &[], 100..200), [Keep, Hole, Keep, Keep]);
+        assert_eq!(zeroed(350, 350, u64::MAX, &[], 50..350), [Fresh, Hole, Hole, Hole]);
+        assert_eq!(zeroed(350, 350, u64::MAX, &[], 0..150), [Hole, Fresh, Keep, Keep]);
+        // The rest of the segment is a hole already, or hidden by a truncation, or behind the old end.
+        assert_eq!(zeroed(350, 350, u64::MAX, &[1], 120..130), [Keep, Hole, Keep, Keep]);
+        assert_eq!(zeroed(350, 350, 150, &[], 100..150), [Keep, Hole, Hole, Hole]);
+        assert_eq!(zeroed(300, 250, u64::MAX, &[], 200..250), [Keep, Keep, Hole]);
+        assert_eq!(zeroed(300, 250, u64::MAX, &[], 200..240), [Keep, Keep, Fresh]);
     }
 
     proptest! {

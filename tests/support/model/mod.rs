@@ -348,19 +348,10 @@ impl Ops for ModelFs {
         node.xattrs.remove(name).map(drop).ok_or_else(|| Error::new(Kind::NoAttr, "no such attribute"))
     }
     async fn fallocate(&self, _who: Caller, ino: Ino, _fh: u64, offset: u64, len: u64, mode: i32) -> Result<()> {
-        let mut st = self.state.lock();
-        let end = offset + len;
-        let file_len = st.data(ino)?.len() as u64;
-        match mode {
-            0 if end > file_len => st.truncate(ino, end),
-            0 | libc::FALLOC_FL_KEEP_SIZE => Ok(()),
-            m if m == libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE => {
-                let (from, to) = (offset.min(file_len) as usize, end.min(file_len) as usize);
-                st.data_mut(ino)?[from..to].fill(0);
-                st.resized(ino)
-            }
-            _ => fail(Kind::Unsupported, "only allocation and holes"),
-        }
+        self.state.lock().allocate(ino, offset, len, mode)
+    }
+    async fn copy_file_range(&self, _who: Caller, from: CopyEnd, to: CopyEnd, len: u64) -> Result<u32> {
+        self.state.lock().copy((from.ino, from.offset), (to.ino, to.offset), len)
     }
     async fn lseek(&self, _who: Caller, ino: Ino, _fh: u64, offset: i64, whence: i32) -> Result<i64> {
         // The model knows no holes: all is data, and one hole is at the end.

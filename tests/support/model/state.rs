@@ -244,6 +244,48 @@ impl State {
         self.resized(ino)
     }
 
+    pub(super) fn allocate(&mut self, ino: Ino, offset: u64, len: u64, mode: i32) -> Result<()> {
+        let end = offset.checked_add(len).filter(|e| *e <= MAX_FILE);
+        let Some(end) = end else { return fail(Kind::TooLarge, "larger than the model holds") };
+        let size = self.data(ino)?.len() as u64;
+        let keep = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        match mode & !libc::FALLOC_FL_KEEP_SIZE {
+            0 => {}
+            libc::FALLOC_FL_ZERO_RANGE => self.blank(ino, offset, end)?,
+            libc::FALLOC_FL_PUNCH_HOLE if keep => self.blank(ino, offset, end)?,
+            _ => return fail(Kind::Unsupported, "only space, zeros and holes"),
+        }
+        if !keep && end > size { self.truncate(ino, end) } else { Ok(()) }
+    }
+
+    fn blank(&mut self, ino: Ino, from: u64, to: u64) -> Result<()> {
+        let size = self.data(ino)?.len() as u64;
+        let (from, to) = (from.min(size) as usize, to.min(size) as usize);
+        self.data_mut(ino)?[from..to].fill(0);
+        self.resized(ino)
+    }
+
+    pub(super) fn copy(&mut self, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<u32> {
+        let source = self.data(from.0)?;
+        let start = from.1.min(source.len() as u64);
+        let end = from.1.saturating_add(len).min(source.len() as u64).max(start);
+        let n = end - start;
+        if from.0 == to.0 && from.1 < to.1 + n && to.1 < from.1 + n {
+            return fail(Kind::Invalid, "the ranges overlap");
+        }
+        let bytes = source[start as usize..end as usize].to_vec();
+        if n == 0 {
+            return Ok(0);
+        }
+        let target = self.data_mut(to.0)?;
+        if (target.len() as u64) < to.1 + n {
+            target.resize((to.1 + n) as usize, 0);
+        }
+        target[to.1 as usize..(to.1 + n) as usize].copy_from_slice(&bytes);
+        self.resized(to.0)?;
+        Ok(n as u32)
+    }
+
     pub(super) fn read(&self, ino: Ino, offset: u64, size: u32) -> Result<Bytes> {
         let data = self.data(ino)?;
         let from = offset.min(data.len() as u64) as usize;

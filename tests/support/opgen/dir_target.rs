@@ -1,7 +1,7 @@
 //! Runs generated operations on a directory of the machine.
 
-use super::{Access, GenPath, How, Op, Outcome, SLOTS, Target, open_flags, pattern};
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use super::{Access, GenPath, How, Op, Outcome, SLOTS, Space, Target, open_flags, pattern};
+use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, copy_file_range, fallocate, renameat2};
 use smpfs::ops::FileType;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -54,6 +54,12 @@ impl DirTarget {
                     let n = f.write_at(&pattern(*fill, *len), *offset)?;
                     Ok(Outcome::Count(n as u32))
                 });
+            }
+            Op::Allocate { slot, offset, len, what } => {
+                return self.on_slot(*slot, |f, _| allocate(f, *offset, *len, *what).map(|()| Outcome::Done));
+            }
+            Op::Copy { from, offset_in, to, offset_out, len } => {
+                return self.on_slot(*from, |a, _| self.on_slot(*to, |b, _| copy((a, *offset_in), (b, *offset_out), *len)));
             }
             Op::TruncateOpen { slot, size } => return self.on_slot(*slot, |f, _| f.set_len(*size).map(|()| Outcome::Done)),
             Op::Sync { slot } => return self.on_slot(*slot, |f, _| f.sync_all().map(|()| Outcome::Done)),
@@ -112,6 +118,34 @@ impl Target for DirTarget {
             })
         })
     }
+}
+
+fn allocate(file: &File, offset: u64, len: u32, what: Space) -> std::io::Result<()> {
+    let call = |what: Space| {
+        let mode = FallocateFlags::from_bits_retain(what.mode());
+        fallocate(file, mode, offset as i64, i64::from(len)).map_err(std::io::Error::from)
+    };
+    // tmpfs has holes and no zeros: a hole, and then the size, is what zeros are.
+    match (call(what), what) {
+        (Err(e), Space::Zero | Space::ZeroKeep) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            call(Space::Punch)?;
+            if what == Space::Zero { call(Space::Allocate) } else { Ok(()) }
+        }
+        (done, _) => done,
+    }
+}
+
+fn copy(from: (&File, u64), to: (&File, u64), len: u32) -> std::io::Result<Outcome> {
+    let mut done = 0;
+    while done == 0 || done < len {
+        let at = |offset: u64| (offset + u64::from(done)) as i64;
+        let (mut off_in, mut off_out) = (at(from.1), at(to.1));
+        match copy_file_range(from.0, Some(&mut off_in), to.0, Some(&mut off_out), (len - done) as usize)? {
+            0 => break,
+            n => done += n as u32,
+        }
+    }
+    Ok(Outcome::Count(done))
 }
 
 fn read_at(file: &File, offset: u64, len: u32) -> std::io::Result<Outcome> {

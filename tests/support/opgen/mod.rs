@@ -35,6 +35,10 @@ pub enum Op {
     Read { slot: usize, offset: u64, len: u32 },
     /// pwrite(2), or an append where the slot was opened so. `fill` makes the bytes.
     Write { slot: usize, offset: u64, len: u32, fill: u8 },
+    /// fallocate(2).
+    Allocate { slot: usize, offset: u64, len: u32, what: Space },
+    /// copy_file_range(2), gone on with until all is copied.
+    Copy { from: usize, offset_in: u64, to: usize, offset_out: u64, len: u32 },
     /// ftruncate(2).
     TruncateOpen { slot: usize, size: u64 },
     /// fsync(2).
@@ -77,6 +81,29 @@ pub enum Access {
     Read,
     Write,
     Both,
+}
+
+/// What is asked of fallocate(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    Allocate,
+    AllocateKeep,
+    Punch,
+    Zero,
+    ZeroKeep,
+}
+
+impl Space {
+    /// fallocate(2)'s mode.
+    pub fn mode(self) -> i32 {
+        match self {
+            Space::Allocate => 0,
+            Space::AllocateKeep => libc::FALLOC_FL_KEEP_SIZE,
+            Space::Punch => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+            Space::Zero => libc::FALLOC_FL_ZERO_RANGE,
+            Space::ZeroKeep => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+        }
+    }
 }
 
 /// How a name is moved.
@@ -164,6 +191,18 @@ fn open() -> impl Strategy<Value = Op> {
     })
 }
 
+fn space() -> impl Strategy<Value = Space> {
+    prop::sample::select(vec![
+        Space::Allocate,
+        Space::AllocateKeep,
+        Space::Punch,
+        Space::Punch,
+        Space::Punch,
+        Space::Zero,
+        Space::ZeroKeep,
+    ])
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let perm = || prop::sample::select(vec![0o644u16, 0o600, 0o755, 0o444, 0o4711]);
     let how = prop::sample::select(vec![How::Replace, How::Replace, How::NoReplace, How::Exchange]);
@@ -174,6 +213,9 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (slot(), offset(), len()).prop_map(|(slot, offset, len)| Op::Read { slot, offset, len }),
         8 => (slot(), offset(), len(), any::<u8>()).prop_map(|(slot, offset, len, fill)| Op::Write { slot, offset, len, fill }),
         2 => (slot(), offset()).prop_map(|(slot, size)| Op::TruncateOpen { slot, size }),
+        4 => (slot(), offset(), len(), space()).prop_map(|(slot, offset, len, what)| Op::Allocate { slot, offset, len, what }),
+        2 => (slot(), offset(), slot(), offset(), len())
+            .prop_map(|(from, offset_in, to, offset_out, len)| Op::Copy { from, offset_in, to, offset_out, len }),
         1 => slot().prop_map(|slot| Op::Sync { slot }),
         1 => slot().prop_map(|slot| Op::StatOpen { slot }),
         3 => path().prop_map(|path| Op::ReadAll { path }),

@@ -11,6 +11,7 @@ struct OpenFile {
     fh: u64,
     readable: bool,
     writable: bool,
+    append: bool,
 }
 
 /// Drives an [`Ops`] as the kernel would: walks paths by lookup, forgets what it looked up, checks access modes.
@@ -118,7 +119,8 @@ impl<'a> OpsTarget<'a> {
             }
         }
         let access = flags & libc::O_ACCMODE;
-        Ok(OpenFile { ino: attr.ino, fh: opened.fh, readable: access != libc::O_WRONLY, writable: access != libc::O_RDONLY })
+        let (readable, writable) = (access != libc::O_WRONLY, access != libc::O_RDONLY);
+        Ok(OpenFile { ino: attr.ino, fh: opened.fh, readable, writable, append: flags & libc::O_APPEND != 0 })
     }
 
     fn open(&mut self, slot: usize, path: &GenPath, flags: i32) -> Result<Outcome> {
@@ -135,7 +137,8 @@ impl<'a> OpsTarget<'a> {
                     let (found, opened) = self.wait(self.ops.create(self.who, parent, name, 0o644, flags))?;
                     let access = flags & libc::O_ACCMODE;
                     let (readable, writable) = (access != libc::O_WRONLY, access != libc::O_RDONLY);
-                    Ok(OpenFile { ino: found.attr.ino, fh: opened.fh, readable, writable })
+                    let append = flags & libc::O_APPEND != 0;
+                    Ok(OpenFile { ino: found.attr.ino, fh: opened.fh, readable, writable, append })
                 }
                 Err(e) => Err(e),
             }
@@ -161,6 +164,31 @@ impl<'a> OpsTarget<'a> {
             }
         }
         Ok(out)
+    }
+
+    /// What the kernel refuses by itself is refused here: no bytes, and descriptors for reading only.
+    fn allocate(&self, file: &OpenFile, offset: u64, len: u32, mode: i32) -> Result<Outcome> {
+        match (len, file.writable) {
+            (0, _) => fail(Kind::Invalid, "a range of no bytes"),
+            (_, false) => fail(Kind::BadHandle, "not open for writing"),
+            _ => self.wait(self.ops.fallocate(self.who, file.ino, file.fh, offset, u64::from(len), mode)).map(|()| Outcome::Done),
+        }
+    }
+
+    /// As the kernel: rights, the end of the source and overlaps are checked before anything is asked.
+    fn copy(&self, from: (&OpenFile, u64), to: (&OpenFile, u64), len: u32) -> Result<Outcome> {
+        if !from.0.readable || !to.0.writable || to.0.append {
+            return fail(Kind::BadHandle, "not open for this");
+        }
+        let mut done = 0;
+        while done < len {
+            let at = |(file, offset): (&OpenFile, u64)| CopyEnd { ino: file.ino, fh: file.fh, offset: offset + u64::from(done) };
+            match self.wait(self.ops.copy_file_range(self.who, at(from), at(to), u64::from(len - done)))? {
+                0 => break,
+                n => done += n,
+            }
+        }
+        Ok(Outcome::Count(done))
     }
 
     fn read_all(&self, path: &GenPath) -> Result<Outcome> {
@@ -249,6 +277,12 @@ impl<'a> OpsTarget<'a> {
                 }
                 false => Outcome::Errno(libc::EBADF),
             }),
+            Op::Allocate { slot, offset, len, what } => {
+                self.on_slot(*slot, |f| to_outcome(self.allocate(f, *offset, *len, what.mode())))
+            }
+            Op::Copy { from, offset_in, to, offset_out, len } => {
+                self.on_slot(*from, |a| self.on_slot(*to, |b| to_outcome(self.copy((a, *offset_in), (b, *offset_out), *len))))
+            }
             Op::TruncateOpen { slot, size } => self.on_slot(*slot, |f| match f.writable {
                 true => {
                     let set = SetAttr { size: Some(*size), ..SetAttr::default() };
