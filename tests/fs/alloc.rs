@@ -1,4 +1,6 @@
 //! Holes: fallocate(2), SEEK_DATA and SEEK_HOLE, copies between open files, and what they make the bucket hold.
+// A file with one stretch of data has a list of one range.
+#![allow(clippy::single_range_in_vec_init)]
 
 use crate::world::{Mount, SEG, WHO, World, data, quick};
 use smpfs::disk::SimDisk;
