@@ -403,7 +403,9 @@ fn links_of_two_machines_are_all_counted() {
 #[test]
 fn a_file_that_gets_a_second_name_elsewhere_outlives_what_is_done_to_its_first_one() {
     type Act = fn(&Mount);
-    let cases: [(&str, Act, &[(&str, u32, u8)]); 5] = [
+    // What is done, and what is there afterwards: names, links, contents.
+    type Case<'a> = (&'a str, Act, &'a [(&'a str, u32, u8)]);
+    let cases: [Case<'_>; 5] = [
         ("unlink", |b| b.unlink("x").unwrap(), &[("d/a", 1, 1)]),
         ("rename", |b| b.rename("x", "d/b").unwrap(), &[("d/a", 2, 1), ("d/b", 2, 1)]),
         (
