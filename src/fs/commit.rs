@@ -6,10 +6,9 @@
 use super::state::{DirCell, ROOT_SELF, State};
 use super::{Doomed, Fs};
 use crate::crypto::secmem::SecretKey;
-use crate::error::{Error, Kind, Result, fail};
+use crate::error::{Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
 use crate::ops::{Invalidate, ROOT};
-use crate::store::temporary;
 use crate::tree::dir::{Change, Guard, Merged, Taken};
 use crate::tree::io::Remote;
 use crate::types::DirId;
@@ -467,115 +466,6 @@ impl Fs {
             io.object = None;
             file.epoch.fetch_add(1, Ordering::AcqRel);
         }
-    }
-
-    /// Returns when a name (or all names) of a directory, and the directory itself, are in the bucket.
-    pub(super) async fn settle(self: &Arc<Self>, dir: DirId, name: Option<&[u8]>) -> Result<()> {
-        if let Some(inode) = name.filter(|_| self.state.lock().links == dir) {
-            // The names that lead to it have to be there as well.
-            self.settle_one(dir, name).await?;
-            let names: Vec<(DirId, Vec<u8>)> = {
-                let st = self.state.lock();
-                st.dirs.iter().flat_map(|(d, c)| c.dir.pending_links(inode).into_iter().map(|n| (*d, n))).collect()
-            };
-            // One may wait for another in another directory.
-            for (dir, _) in &names {
-                self.flush_dir(*dir).await;
-            }
-            for (dir, name) in names {
-                Box::pin(self.settle(dir, Some(&name))).await?;
-            }
-        }
-        self.settle_one(dir, name).await?;
-        // Up to the root: that a parent names the directory is worth nothing while nobody names the parent.
-        let mut at = dir;
-        for _ in 0..4096 {
-            let (up, name, named) = {
-                let st = self.state.lock();
-                let Some((up, name)) = st.dirs.get(&at).and_then(|c| c.place.clone()) else { return Ok(()) };
-                let named = st.dirs.get(&up).is_none_or(|c| c.dir.in_bucket(&name));
-                (up, name, named)
-            };
-            if !named {
-                self.settle_one(up, Some(&name)).await?;
-            }
-            at = up;
-        }
-        fail(Kind::NameTooLong, "the path is too deep")
-    }
-
-    async fn settle_one(self: &Arc<Self>, id: DirId, name: Option<&[u8]>) -> Result<()> {
-        let started = Instant::now();
-        let target = {
-            let st = self.state.lock();
-            st.dirs.get(&id).map(|c| name.map_or(st.seq, |n| c.dir.pending_seq(n).unwrap_or(0)))
-        };
-        let Some(target) = target else { return Ok(()) };
-        loop {
-            let bell = self.committed.notified();
-            let (done, behind) = {
-                let st = self.state.lock();
-                let Some(cell) = st.dirs.get(&id) else { return Ok(()) };
-                let settled = match name {
-                    Some(n) => cell.dir.name_settled_until(n, target),
-                    None => cell.dir.settled_until(target),
-                };
-                let done = settled && !st.unborn.contains(&id);
-                if let Some(e) =
-                    cell.error.as_ref().filter(|e| !done && (!temporary(e.kind()) || started.elapsed() > self.opts.deadline))
-                {
-                    return Err(Error::duplicate(e));
-                }
-                (done, if name.is_none() { self.behind(&st, cell) } else { Vec::new() })
-            };
-            if done {
-                return Ok(());
-            }
-            if started.elapsed() > self.opts.deadline * 2 {
-                return fail(Kind::Unavailable, "the directory index could not be written in time; it will be");
-            }
-            for file in behind {
-                if let Some(e) = file.refusal() {
-                    return Err(e);
-                }
-                self.save_soon(&file);
-            }
-            // Names may wait for the inodes that they lead to.
-            let links = {
-                let st = self.state.lock();
-                Some(st.links).filter(|l| *l != id && st.dirs.get(l).is_some_and(|c| c.dir.has_pending()))
-            };
-            if let Some(links) = links {
-                self.flush_dir(links).await;
-            }
-            self.flush_dir(id).await;
-            if name.is_none() {
-                self.flush_kicked().await;
-            }
-            let _ = tokio::time::timeout(Duration::from_millis(100), bell).await;
-        }
-    }
-
-    /// Writes the directories whose turn would come soon. What a directory waits for may lie in another one: the first index of a
-    /// subdirectory, the new name of what moved away.
-    async fn flush_kicked(self: &Arc<Self>) {
-        let dirs = std::mem::take(&mut *self.kicked.lock());
-        for dir in dirs {
-            self.flush_dir(dir).await;
-        }
-    }
-
-    /// Files of a directory whose names wait for their contents.
-    fn behind(&self, st: &State, cell: &DirCell) -> Vec<Arc<super::file::File>> {
-        cell.dir
-            .iter()
-            .filter_map(|e| match e.link() {
-                Some(_) => st.target(cell.dir.id, e).map(|(_, inode)| inode),
-                None => Some(e.clone()),
-            })
-            .filter(|e| matches!(&e.body, Body::File(f) if f.generation == 0))
-            .filter_map(|e| self.live_of(st, &e))
-            .collect()
     }
 }
 

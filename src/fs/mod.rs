@@ -2,7 +2,8 @@
 //!
 //! - [`names`](self): lookup, create, mkdir, unlink (`names.rs`), rename (`rename.rs`), hard links (`links.rs`); attributes
 //!   (`attr.rs`); files (`io.rs`), their holes and copies (`alloc.rs`); listings (`list.rs`).
-//! - Changes of names show at once, are noted in the journal (`journal.rs`), and reach the bucket in groups (`commit.rs`).
+//! - Changes of names show at once, are noted in the journal (`journal.rs`), and reach the bucket in groups (`commit.rs`);
+//!   `settle.rs` waits for them.
 //! - Contents go to the spool and are uploaded by `upload.rs`; `file.rs` draws the states.
 //! - `recover.rs` puts back what an earlier mount left; `drain.rs` waits until the bucket has everything.
 //!
@@ -23,6 +24,7 @@ mod open;
 mod ops;
 mod recover;
 mod rename;
+mod settle;
 mod state;
 pub mod status;
 mod upload;

@@ -429,3 +429,21 @@ fn what_was_just_written_is_read_while_the_store_is_away() {
     mount.close(at).unwrap();
     nothing_left_over(&world, mount);
 }
+
+/// What sqlite does: a new file is still empty and open when its directory is synced. Its upload is begun by the thread that
+/// waits for it, and has to get its turn there.
+#[test]
+fn a_directory_with_a_file_that_is_empty_and_open_is_fsynced() {
+    let world = world(Mode::ZeroKnowledge);
+    let mount = slow(&world);
+    let at = mount.create("empty");
+    let fs = mount.fs.clone();
+    let done = mount.wait(async {
+        let syncing = tokio::spawn(async move { fs.fsyncdir(WHO, ROOT).await });
+        tokio::time::timeout(Duration::from_secs(30), syncing).await
+    });
+    done.expect("it ends").unwrap().unwrap();
+    assert!(world.fresh().get("empty").unwrap().is_empty());
+    mount.close(at).unwrap();
+    mount.unmount();
+}
