@@ -167,7 +167,7 @@ impl Drop for Counted {
 
 impl Doomed {
     pub(crate) fn object(fs: &Fs, key: String) -> Doomed {
-        fs.doomed.lock().insert(key.clone());
+        *fs.doomed.lock().entry(key.clone()).or_default() += 1;
         let spared = AtomicBool::new(false);
         Doomed { keys: vec![key], spared, index: false, to: fs.deleter.clone(), count: fs.deletions.clone() }
     }
@@ -180,10 +180,7 @@ impl Doomed {
     /// Nothing is deleted after all.
     pub(crate) fn spare(&self, fs: &Fs) {
         self.spared.store(true, Ordering::Release);
-        let mut doomed = fs.doomed.lock();
-        for key in &self.keys {
-            doomed.remove(key);
-        }
+        self.keys.iter().for_each(|key| fs.reprieve(key));
     }
 }
 
@@ -220,7 +217,8 @@ pub struct Fs {
     deletions: Arc<AtomicU64>,
     /// Keys of file objects that are to be deleted, until the store has said that they are. A deletion whose answer was lost is
     /// repeated: no new object may have such a key.
-    doomed: parking_lot::Mutex<HashSet<String>>,
+    /// With the number of deletions: a file that is removed while a version of it is on its way is deleted twice.
+    doomed: parking_lot::Mutex<HashMap<String, u32>>,
     /// Directories with names to write, and whether somebody waits for them.
     kicked: parking_lot::Mutex<HashSet<DirId>>,
     kick_bell: Arc<Notify>,
@@ -243,6 +241,17 @@ pub struct Fs {
 }
 
 impl Fs {
+    /// One deletion of a key is done, or called off.
+    fn reprieve(&self, key: &str) {
+        let mut doomed = self.doomed.lock();
+        if let Some(left) = doomed.get_mut(key) {
+            *left -= 1;
+            if *left == 0 {
+                doomed.remove(key);
+            }
+        }
+    }
+
     /// A strong reference to itself, for tasks.
     fn arc(&self) -> Option<Arc<Fs>> {
         self.this.upgrade()

@@ -255,7 +255,7 @@ impl Fs {
                     }
                     match this.store.delete(key).await {
                         Ok(()) => {
-                            this.doomed.lock().remove(key);
+                            this.reprieve(key);
                         }
                         // It may still be carried out: the key stays out of use.
                         Err(e) => tracing::warn!("an unneeded object could not be deleted and stays behind: {e}"),

@@ -296,7 +296,7 @@ impl Fs {
             (Mode::Standard, Some(p)) => st.path(p).and_then(|path| readable_key(path.split(|b| *b == b'/'))),
             _ => None,
         };
-        let key = key.filter(|key: &String| !self.doomed.lock().contains(key));
+        let key = key.filter(|key: &String| !self.doomed.lock().contains_key(key));
         let (dir_id, name) = place.unwrap_or((DirId([0; 16]), Vec::new()));
         let time = |t: Time| if t == Time::default() { now } else { t };
         (Hints { mtime: time(a.mtime), ctime: time(a.ctime), mode: a.mode, dir_id, name }, key)
