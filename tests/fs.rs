@@ -2,6 +2,8 @@
 //! on one bucket; and directed tests of what the bucket is made to hold.
 #![allow(clippy::unwrap_used)]
 
+#[path = "fs/conflict.rs"]
+mod conflict;
 #[path = "fs/crash.rs"]
 mod crash;
 #[path = "fs/directed.rs"]

@@ -172,7 +172,10 @@ impl Fs {
             cell.fetched = Some(Instant::now());
             changed
         };
+        let due = self.resolve(&mut st, id);
+        self.follow(&mut st, id, &changed);
         drop(st);
+        drop(due);
         self.tell_kernel(id, changed);
         Ok(())
     }
@@ -229,9 +232,9 @@ impl Fs {
         self.live_of(st, e).is_some_and(|f| f.live.lock().dirty())
     }
 
-    fn give_back(&self, id: DirId, batch: &[Taken]) {
+    fn give_back(&self, id: DirId, batch: &[Taken], e: &Error) {
         if let Some(cell) = self.state.lock().dirs.get_mut(&id) {
-            cell.dir.untake(batch);
+            cell.dir.untake(batch, matches!(e.kind(), Kind::Stale | Kind::NotFound));
         }
     }
 
@@ -248,7 +251,7 @@ impl Fs {
                 Ok(true)
             }
             Err(e) => {
-                self.give_back(id, &batch);
+                self.give_back(id, &batch, &e);
                 Err(e)
             }
         }
@@ -285,7 +288,7 @@ impl Fs {
                     }
                 }),
                 Err(e) => {
-                    self.give_back(id, &batch);
+                    self.give_back(id, &batch, &e);
                     return Err(e);
                 }
             }
@@ -302,7 +305,7 @@ impl Fs {
                 Ok(any)
             }
             Err(e) => {
-                self.give_back(id, &batch);
+                self.give_back(id, &batch, &e);
                 Err(e)
             }
         }
@@ -351,55 +354,6 @@ impl Fs {
         self.kick(up);
     }
 
-    /// Looks for changes by other machines in the background, when the listing is old.
-    pub(super) fn refresh_soon(&self, id: DirId) {
-        let remote = {
-            let mut st = self.state.lock();
-            let Some(cell) = st.dirs.get_mut(&id) else { return };
-            if cell.busy || cell.dead || !self.is_stale(cell) {
-                return;
-            }
-            let Some(remote) = cell.remote.clone() else { return };
-            // A large directory costs a request per shard: ask less often.
-            let ttl = self.opts.dir_ttl * remote.parts().min(64);
-            if cell.fetched.is_some_and(|t| t.elapsed() < ttl) {
-                return;
-            }
-            cell.busy = true;
-            remote
-        };
-        let Some(fs) = self.arc() else { return };
-        self.rt.spawn(async move {
-            let result = match fs.within(fs.index.changed(id, &remote)).await {
-                Ok(true) => fs.reload(id).await,
-                Ok(false) => Ok(()),
-                Err(e) => Err(e),
-            };
-            let pending = {
-                let mut st = fs.state.lock();
-                let Some(cell) = st.dirs.get_mut(&id) else { return };
-                cell.busy = false;
-                // Also after a failure: a store that is down is not asked on every lookup.
-                cell.fetched = Some(Instant::now());
-                if cell.dead {
-                    st.dirs.remove(&id);
-                    return;
-                }
-                cell.dir.has_pending()
-            };
-            if let Err(e) = result {
-                tracing::debug!(dir = ?id, "looking for changes: {e}");
-                if e.kind() == Kind::Corrupt {
-                    fs.sink.trouble(&e);
-                }
-            }
-            fs.committed.notify_waiters();
-            if pending {
-                fs.kick(id);
-            }
-        });
-    }
-
     /// Tells the kernel about names that another machine changed, and files in use about their new versions.
     fn tell_kernel(&self, id: DirId, changed: Vec<Vec<u8>>) {
         let mut st = self.state.lock();
@@ -417,6 +371,9 @@ impl Fs {
                         n.entry = e.clone();
                     }
                     self.adopt_version(&st, &e);
+                    if let Some(n) = st.nodes.get_mut(&ino) {
+                        n.stale_pages = true;
+                    }
                     self.sink.invalidate(Invalidate::Inode(ino));
                 }
                 _ => {
@@ -433,20 +390,6 @@ impl Fs {
     fn ino_of_known_dir(&self, st: &State, id: DirId) -> Option<u64> {
         let place = st.dirs.get(&id)?.place.clone()?;
         st.places.get(&place).copied()
-    }
-
-    /// A file in use that has nothing unsent goes over to the version that another machine wrote.
-    fn adopt_version(&self, st: &State, e: &Entry) {
-        let Some(file) = self.live_of(st, e) else { return };
-        let Some(v) = super::io::version_of(e) else { return };
-        let Ok(mut io) = file.io.try_write() else { return };
-        if io.is_clean() && io.version.as_ref().is_none_or(|old| old.generation < v.generation) {
-            io.size = v.size;
-            file.live.lock().size = v.size;
-            io.version = Some(v);
-            io.object = None;
-            file.epoch.fetch_add(1, Ordering::AcqRel);
-        }
     }
 
     /// Returns when a name (or all names) of a directory, and the directory itself, are in the bucket.

@@ -3,6 +3,8 @@
 //! - [`names`](self): lookup, create, mkdir, unlink, rename (`names.rs`); attributes (`attr.rs`); files (`io.rs`); listings (`list.rs`).
 //! - Changes of names show at once, are noted in the journal (`journal.rs`), and reach the bucket in groups (`commit.rs`).
 //! - Contents go to the spool and are uploaded by `upload.rs`; `file.rs` draws the states.
+//! - What two machines changed at once is settled by `conflict.rs` (names) and `rescue.rs` (contents);
+//!   how old what is shown may be, by `fresh.rs`.
 //! - `recover.rs` puts back what an earlier mount left; `drain.rs` waits until the bucket has everything.
 //!
 //! Lock order: see `state.rs`.
@@ -10,8 +12,10 @@
 mod ahead;
 mod attr;
 mod commit;
+pub mod conflict;
 mod drain;
 pub mod file;
+mod fresh;
 mod io;
 mod journal;
 mod list;
@@ -19,6 +23,7 @@ mod names;
 mod open;
 mod ops;
 mod recover;
+mod rescue;
 mod state;
 pub mod status;
 mod upload;
@@ -92,6 +97,8 @@ pub struct Options {
     pub max_entries: usize,
     /// First and longest pause between tries of an upload or an index write.
     pub retry: (Duration, Duration),
+    /// This machine's name, for the names of conflicting files.
+    pub host: String,
 }
 
 impl Default for Options {
@@ -112,6 +119,7 @@ impl Default for Options {
             max_dirty_files: 2048,
             max_entries: 1 << 20,
             retry: (Duration::from_secs(2), Duration::from_secs(60)),
+            host: "another machine".to_owned(),
         }
     }
 }
@@ -133,6 +141,8 @@ enum Handle {
 pub(crate) struct Doomed {
     keys: Vec<String>,
     index: bool,
+    /// Set when the deletion is called off: see `conflict.rs`.
+    spared: Arc<AtomicBool>,
     to: tokio::sync::mpsc::UnboundedSender<Deletion>,
     count: Arc<AtomicU64>,
 }
@@ -142,6 +152,7 @@ pub(crate) struct Deletion {
     keys: Vec<String>,
     /// Index objects, which local state forgets first.
     index: bool,
+    spared: Arc<AtomicBool>,
     counted: Counted,
 }
 
@@ -156,21 +167,30 @@ impl Drop for Counted {
 
 impl Doomed {
     pub(crate) fn object(fs: &Fs, key: String) -> Doomed {
-        fs.doomed.lock().insert(key.clone());
-        Doomed { keys: vec![key], index: false, to: fs.deleter.clone(), count: fs.deletions.clone() }
+        Doomed::new(fs, vec![key], false)
     }
 
     pub(crate) fn index(fs: &Fs, dir: DirId, remote: &Remote) -> Doomed {
-        Doomed { keys: fs.index.keys_of(dir, remote), index: true, to: fs.deleter.clone(), count: fs.deletions.clone() }
+        Doomed::new(fs, fs.index.keys_of(dir, remote), true)
+    }
+
+    fn new(fs: &Fs, keys: Vec<String>, index: bool) -> Doomed {
+        let first = keys.first().cloned().unwrap_or_default();
+        let spared = fs.doomed.lock().entry(first).or_default().clone();
+        Doomed { keys, index, spared, to: fs.deleter.clone(), count: fs.deletions.clone() }
     }
 }
 
 impl Drop for Doomed {
     fn drop(&mut self) {
+        if self.spared.load(Ordering::Acquire) {
+            return;
+        }
         // When nobody listens the mount is going down: the objects stay as orphans, which harm nothing.
         self.count.fetch_add(1, Ordering::AcqRel);
         let counted = Counted(self.count.clone());
-        let _ = self.to.send(Deletion { keys: std::mem::take(&mut self.keys), index: self.index, counted });
+        let (keys, spared) = (std::mem::take(&mut self.keys), self.spared.clone());
+        let _ = self.to.send(Deletion { keys, index: self.index, spared, counted });
     }
 }
 
@@ -195,7 +215,12 @@ pub struct Fs {
     deletions: Arc<AtomicU64>,
     /// Keys of file objects that are to be deleted, until the store has said that they are. A deletion whose answer was lost is
     /// repeated: no new object may have such a key.
-    doomed: parking_lot::Mutex<HashSet<String>>,
+    /// The flag calls a deletion off.
+    doomed: parking_lot::Mutex<HashMap<String, Arc<AtomicBool>>>,
+    /// The last look at a directory found the store away: nobody waits for the next.
+    away: AtomicBool,
+    /// Conflicts with other machines that were settled.
+    conflicts: AtomicU64,
     /// Directories with names to write, and whether somebody waits for them.
     kicked: parking_lot::Mutex<HashSet<DirId>>,
     kick_bell: Arc<Notify>,
@@ -297,10 +322,13 @@ impl Fs {
         cell.dir.merge(entries, |_| true);
         cell.remote = Some(remote);
         cell.fetched = Some(Instant::now());
+        let due = self.resolve(&mut st, id);
+        let Some(cell) = st.dirs.get(&id) else { return fail(Kind::Stale, "the directory was removed") };
         let pending = cell.dir.has_pending();
         st.grown += cell.dir.len() + 1;
         self.evict(&mut st, id);
         drop(st);
+        drop(due);
         if pending {
             self.kick(id);
         }

@@ -98,7 +98,7 @@ impl Fs {
             return fail(Kind::NameTooLong, "a name holds up to 255 bytes");
         }
         let dir = self.dir(parent).await?;
-        self.refresh_soon(dir);
+        self.fresh(dir).await;
         let mut st = self.state.lock();
         self.lookup_in(&mut st, parent, dir, name)
     }
@@ -271,7 +271,12 @@ impl Fs {
                 if let Some(file) = st.files.get(&f.file_id).cloned() {
                     file.live.lock().unlinked = true;
                     *file.place.lock() = None;
-                    if file.opens.load(Ordering::Acquire) == 0 {
+                    self.note_gone(&file);
+                    let rescue = {
+                        let live = file.live.lock();
+                        live.rescuing() || !live.stuck.is_empty()
+                    };
+                    if file.opens.load(Ordering::Acquire) == 0 && !rescue {
                         st.files.remove(&f.file_id);
                     }
                     file.progress.notify_waiters();
@@ -412,6 +417,9 @@ impl Fs {
         };
         st.replace(&(m.from, name.to_vec()), &(m.to, newname.to_vec()));
         self.moved(st, &moved, m.to);
+        if let Body::File(f) = &moved.body {
+            st.renamed.put(f.file_id, (m.to, newname.to_vec()));
+        }
         let token = Arc::new(MoveToken::default());
         let mut carry = st.loaded(m.from)?.dir.release_carry(name);
         carry.push(token.clone());
@@ -450,7 +458,7 @@ impl Fs {
     }
 
     /// Tells the file or directory behind an entry where it is now.
-    fn moved(&self, st: &mut State, entry: &Entry, to: DirId) {
+    pub(super) fn moved(&self, st: &mut State, entry: &Entry, to: DirId) {
         let place = Some((to, entry.name.clone()));
         match &entry.body {
             Body::File(f) => {

@@ -22,6 +22,9 @@ pub const ROOT_SELF: &[u8] = b".smpfs";
 /// Inode numbers with this bit belong to the control tree.
 pub const CONTROL_BIT: u64 = 1 << 63;
 
+/// Renames that are remembered.
+pub const RENAMED: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(65_535);
+
 /// Where an inode is: directory and name.
 pub type Place = (DirId, Vec<u8>);
 
@@ -35,6 +38,8 @@ pub struct Node {
     pub lookups: u64,
     /// Open handles.
     pub opens: u32,
+    /// Another machine changed it since it was opened last.
+    pub stale_pages: bool,
     /// Kept until the last handle goes: the object of an unlinked file, its spool.
     pub guards: Vec<Guard>,
 }
@@ -107,6 +112,8 @@ pub struct State {
     pub unborn: HashSet<DirId>,
     /// The root directory.
     pub root: DirId,
+    /// Where this machine renamed files to of late: another one may have renamed them too.
+    pub renamed: lru::LruCache<FileId, Place>,
     /// Last change number.
     pub seq: u64,
     /// Entries read from the bucket since they were last counted.
@@ -114,6 +121,21 @@ pub struct State {
 }
 
 impl State {
+    /// Nothing but the root's id.
+    pub fn new(root: DirId) -> State {
+        State {
+            nodes: HashMap::new(),
+            places: HashMap::new(),
+            dirs: HashMap::new(),
+            files: HashMap::new(),
+            unborn: HashSet::new(),
+            root,
+            renamed: lru::LruCache::new(RENAMED),
+            seq: 0,
+            grown: 0,
+        }
+    }
+
     /// The next change number.
     pub fn next_seq(&mut self) -> u64 {
         self.seq += 1;
@@ -124,7 +146,8 @@ impl State {
     pub fn line(&self, dir: DirId, cell: &DirCell, name: Vec<u8>, entry: Option<Arc<Entry>>, dead: Option<DirId>) -> Line {
         let entry_unborn =
             matches!(entry.as_deref().map(|e| &e.body), Some(Body::Dir { dir_id, .. }) if self.unborn.contains(dir_id));
-        Line { dir, key: cell.key.clone(), unborn: self.unborn.contains(&dir), name, entry, entry_unborn, dead }
+        let seen = cell.dir.seen(&name);
+        Line { dir, key: cell.key.clone(), unborn: self.unborn.contains(&dir), name, entry, entry_unborn, dead, seen }
     }
 
     /// The directory behind an inode.
@@ -178,7 +201,10 @@ impl State {
             return ino;
         }
         let place = (dir, entry.name.clone());
-        self.nodes.insert(ino, Node { place: Some(place.clone()), entry: entry.clone(), lookups, opens: 0, guards: Vec::new() });
+        self.nodes.insert(
+            ino,
+            Node { place: Some(place.clone()), entry: entry.clone(), lookups, opens: 0, stale_pages: false, guards: Vec::new() },
+        );
         self.places.insert(place, ino);
         if let Some(c) = self.dirs.get_mut(&dir) {
             c.nodes += 1;

@@ -10,7 +10,11 @@
 //!
 //! A pending name remembers `base`, the entry that the bucket holds for it. What goes into the next index object is, name by
 //! name: the local entry when the name is taken into the batch, `base` when it is pending but not ready, else the entry.
+//!
+//! When the bucket holds for a pending name what this machine has neither seen nor written, another machine changed it at the
+//! same time: `merge.rs` decides, and [`Dir::take_clashes`] tells.
 
+use super::merge::{Verdict, judge, merge, same};
 use crate::format::entry::Entry;
 use crate::types::DirId;
 use std::collections::BTreeMap;
@@ -30,15 +34,27 @@ impl MoveToken {
         self.0.load(Ordering::Acquire)
     }
 
-    fn set(&self) {
+    /// Nobody needs to wait for the arrival any more.
+    pub fn arrive(&self) {
         self.0.store(true, Ordering::Release);
     }
 }
+
+/// States of a name that this machine may have written, and that are no surprise when the bucket holds them.
+const TRIED: usize = 16;
 
 /// A change of one name that the bucket does not hold yet.
 #[derive(Default)]
 struct Pending {
     seq: u64,
+    /// `base` is what the bucket held. After a crash nobody may know.
+    known: bool,
+    /// What was written here or may have been, beside `base`.
+    tried: Vec<Option<Arc<Entry>>>,
+    /// The write under way is the first that holds what is pending.
+    flew: bool,
+    /// What `base` stands for has another name on this machine: taking this one away deletes nothing.
+    moved: bool,
     /// The bucket has all changes before this number.
     since: u64,
     base: Option<Arc<Entry>>,
@@ -49,6 +65,20 @@ struct Pending {
     wait: Vec<Arc<MoveToken>>,
     carry: Vec<Arc<MoveToken>>,
     after: Vec<Guard>,
+}
+
+impl Pending {
+    /// Part of an index write from now on.
+    fn fly(&mut self, entry: Option<Arc<Entry>>) {
+        self.in_flight = true;
+        self.flew = !self.tried.contains(&entry);
+        if self.flew {
+            if self.tried.len() >= TRIED {
+                self.tried.remove(0);
+            }
+            self.tried.push(entry);
+        }
+    }
 }
 
 struct Slot {
@@ -80,6 +110,28 @@ pub struct Taken {
     pub entry: Option<Arc<Entry>>,
 }
 
+/// A name that this machine and another one changed at the same time.
+pub struct Clash {
+    /// The name.
+    pub name: Vec<u8>,
+    /// Its change number here.
+    pub seq: u64,
+    /// What this machine had seen in the bucket.
+    pub base: Option<Arc<Entry>>,
+    /// What it shows.
+    pub mine: Option<Arc<Entry>>,
+    /// What the bucket holds.
+    pub theirs: Option<Arc<Entry>>,
+    /// What becomes of it. But for `Mine` nothing is pending any more.
+    pub verdict: Verdict,
+    /// What `base` stands for was renamed here.
+    pub moved: bool,
+    /// What an arrival under this name would have set.
+    pub carry: Vec<Arc<MoveToken>>,
+    /// What hung on the change.
+    pub after: Vec<Guard>,
+}
+
 /// What a journal must remember of a name: its change number while it is pending, and its entry.
 pub type Unsettled = (Vec<u8>, Option<u64>, Option<Arc<Entry>>);
 
@@ -93,6 +145,7 @@ pub struct Dir {
     entries: BTreeMap<Vec<u8>, Slot>,
     order: BTreeMap<u64, Vec<u8>>,
     pending: BTreeMap<Vec<u8>, Pending>,
+    clashes: Vec<Clash>,
     next_cookie: u64,
     dirs: u32,
 }
@@ -110,6 +163,7 @@ impl Dir {
             entries: BTreeMap::new(),
             order: BTreeMap::new(),
             pending: BTreeMap::new(),
+            clashes: Vec::new(),
             next_cookie: FIRST_COOKIE,
             dirs: 0,
         }
@@ -167,6 +221,30 @@ impl Dir {
             Some(p) => p.base.is_some(),
             None => self.entries.contains_key(name),
         }
+    }
+
+    /// States of a name that this machine has seen in the bucket or may have put there: what it saw last comes first. Empty when
+    /// nobody knows.
+    pub fn seen(&self, name: &[u8]) -> Vec<Option<Arc<Entry>>> {
+        match self.pending.get(name) {
+            Some(p) if p.known => std::iter::once(&p.base).chain(&p.tried).cloned().collect(),
+            Some(_) => Vec::new(),
+            None if self.loaded && !self.presumed => vec![self.get(name).cloned()],
+            None => Vec::new(),
+        }
+    }
+
+    /// Gives a pending name of an earlier mount what that one had [`seen`](Dir::seen).
+    /// `moved`: what it saw last has another name since.
+    pub fn recall(&mut self, name: &[u8], seen: &[Option<Arc<Entry>>], moved: bool) {
+        if let (Some(p), Some((base, tried))) = (self.pending.get_mut(name), seen.split_first()) {
+            (p.base, p.tried, p.known, p.moved) = (base.clone(), tried.to_vec(), true, moved);
+        }
+    }
+
+    /// Names that another machine changed while they were pending here, found by merging since the last call.
+    pub fn take_clashes(&mut self) -> Vec<Clash> {
+        std::mem::take(&mut self.clashes)
     }
 
     /// Whether the bucket has all changes up to number `seq`.
@@ -231,13 +309,20 @@ impl Dir {
         let shown = self.get(name).cloned();
         let Change { entry, wait, carry, after } = change;
         let known = self.loaded && !self.presumed;
-        let p = self.pending.entry(name.to_vec()).or_insert_with(|| Pending { base: shown, since: seq, ..Pending::default() });
+        let fresh = || Pending { base: shown.clone(), since: seq, known, ..Pending::default() };
+        let p = self.pending.entry(name.to_vec()).or_insert_with(fresh);
         p.seq = seq;
+        let is_base = |e: &Option<Arc<Entry>>| matches!((e, &p.base), (Some(e), Some(b)) if same(e, b));
+        if is_base(&entry) {
+            p.moved = false;
+        } else if entry.is_none() && !wait.is_empty() && is_base(&shown) {
+            p.moved = true;
+        }
         p.after.extend(after);
         // Whoever waited for an arrival under this name waits no more once the name holds something else.
         let keep = std::mem::replace(&mut p.carry, carry);
         if entry.is_none() {
-            keep.iter().for_each(|t| t.set());
+            keep.iter().for_each(|t| t.arrive());
             p.wait.extend(wait);
         } else {
             p.carry.extend(keep);
@@ -257,7 +342,8 @@ impl Dir {
     }
 
     /// Takes in what the bucket holds for the names that `covers` accepts (a shard's, or all). Pending names keep their local
-    /// entry and learn their base. Returns the names whose shown entry changed.
+    /// entry and learn their base, but where another machine changed the name meanwhile. Returns the names whose shown entry
+    /// changed.
     pub fn merge(&mut self, remote: Vec<Arc<Entry>>, covers: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
         let mut changed = Vec::new();
         let mut theirs: BTreeMap<Vec<u8>, Arc<Entry>> = remote.into_iter().map(|e| (e.name.clone(), e)).collect();
@@ -271,9 +357,12 @@ impl Dir {
             self.show(&name, None);
             changed.push(name);
         }
-        for (name, p) in self.pending.iter_mut().filter(|(n, _)| covers(n)) {
-            p.base = theirs.remove(name);
-            p.unsure = false;
+        let names: Vec<Vec<u8>> = self.pending.keys().filter(|n| covers(n)).cloned().collect();
+        for name in names {
+            let there = theirs.remove(&name);
+            if self.meet(&name, there) {
+                changed.push(name);
+            }
         }
         for (name, entry) in theirs {
             if self.get(&name).is_none_or(|e| **e != *entry) {
@@ -296,6 +385,60 @@ impl Dir {
         changed
     }
 
+    /// A pending name meets what the bucket holds. Returns whether what is shown for it changed.
+    fn meet(&mut self, name: &[u8], theirs: Option<Arc<Entry>>) -> bool {
+        let mine = self.get(name).cloned();
+        let Some(p) = self.pending.get_mut(name) else { return false };
+        p.unsure = false;
+        if !p.known {
+            // Nothing to compare with; the contents of a file never go back all the same.
+            let merged = match (&mine, &theirs) {
+                (Some(m), Some(t)) if same(m, t) => Some(Arc::new(merge(None, m, t))),
+                _ => mine.clone(),
+            };
+            (p.base, p.known) = (theirs, true);
+            let changed = merged != mine;
+            self.show(name, merged);
+            return changed;
+        }
+        if p.base == theirs || p.tried.contains(&theirs) {
+            // Of a write under way nobody knows yet whether it was that.
+            if !p.in_flight {
+                p.base = theirs;
+            }
+            return false;
+        }
+        let verdict = judge(p.base.as_deref(), mine.as_deref(), theirs.as_deref(), p.moved);
+        let mut clash = Clash {
+            name: name.to_vec(),
+            seq: p.seq,
+            base: std::mem::replace(&mut p.base, theirs.clone()),
+            mine: mine.clone(),
+            theirs: theirs.clone(),
+            verdict: verdict.clone(),
+            moved: p.moved,
+            carry: Vec::new(),
+            after: Vec::new(),
+        };
+        let shown = match verdict {
+            Verdict::Mine(entry) => {
+                // Renamed there as well, or replaced: the base is not what was moved away any more.
+                p.moved &= matches!((&clash.base, &clash.theirs), (Some(b), Some(t)) if same(b, t));
+                entry
+            }
+            _ => {
+                if let Some(p) = self.pending.remove(name) {
+                    (clash.carry, clash.after) = (p.carry, p.after);
+                }
+                theirs
+            }
+        };
+        let changed = shown != mine;
+        self.show(name, shown);
+        self.clashes.push(clash);
+        changed
+    }
+
     /// Takes the pending names that can be written now: removals whose moved file has arrived, and entries that `ready` accepts
     /// (their object or index exists). At most `max` names.
     ///
@@ -310,7 +453,7 @@ impl Dir {
                 break;
             }
             if let Some(slot) = entries.get(name).filter(|s| ready(&s.entry)) {
-                p.in_flight = true;
+                p.fly(Some(slot.entry.clone()));
                 here.extend(p.carry.iter().cloned());
                 batch.push(Taken { name: name.clone(), seq: p.seq, entry: Some(slot.entry.clone()) });
             }
@@ -321,19 +464,24 @@ impl Dir {
                 break;
             }
             if p.wait.iter().all(arrives) {
-                p.in_flight = true;
+                p.fly(None);
                 batch.push(Taken { name: name.clone(), seq: p.seq, entry: None });
             }
         }
         batch
     }
 
-    /// The write of `batch` failed, or nobody knows: its names are pending as before. Merge what the bucket holds before the next.
-    pub fn untake(&mut self, batch: &[Taken]) {
+    /// The write of `batch` failed (`refused`: for certain), or nobody knows: its names are pending as before. Merge what the
+    /// bucket holds before the next.
+    pub fn untake(&mut self, batch: &[Taken], refused: bool) {
         for t in batch {
             if let Some(p) = self.pending.get_mut(&t.name) {
                 p.in_flight = false;
                 p.unsure = true;
+                // Should the bucket hold the same by now, then it is another machine's doing.
+                if std::mem::take(&mut p.flew) && refused {
+                    p.tried.pop();
+                }
             }
         }
     }
@@ -370,10 +518,12 @@ impl Dir {
                 if let Some(p) = self.pending.remove(&t.name) {
                     due.extend(p.after);
                     arrived |= !p.carry.is_empty();
-                    p.carry.iter().for_each(|t| t.set());
+                    p.carry.iter().for_each(|t| t.arrive());
                 }
             } else {
-                (p.base, p.since) = (t.entry.clone(), t.seq + 1);
+                (p.base, p.since, p.known) = (t.entry.clone(), t.seq + 1, true);
+                p.moved = false;
+                p.tried.clear();
                 if p.base.is_none()
                     && !self.entries.contains_key(&t.name)
                     && let Some(p) = self.pending.remove(&t.name)
@@ -383,187 +533,5 @@ impl Dir {
             }
         }
         (due, arrived)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::format::entry::{Attributes, Body};
-    use proptest::prelude::*;
-
-    fn entry(name: &str, tag: u32) -> Arc<Entry> {
-        Arc::new(Entry {
-            name: name.as_bytes().to_vec(),
-            attributes: Attributes { uid: tag, ..Attributes::default() },
-            body: Body::Fifo,
-            xattrs: Vec::new(),
-        })
-    }
-    fn put(name: &str, tag: u32) -> Change {
-        Change { entry: Some(entry(name, tag)), ..Change::default() }
-    }
-    fn shown(d: &Dir) -> Vec<(String, u32)> {
-        d.iter().map(|e| (String::from_utf8_lossy(&e.name).into_owned(), e.attributes.uid)).collect()
-    }
-    fn tags(v: &[Arc<Entry>]) -> Vec<u32> {
-        v.iter().map(|e| e.attributes.uid).collect()
-    }
-    const ALL: fn(&[u8]) -> bool = |_| true;
-
-    #[test]
-    fn a_change_is_settled_once_the_bucket_has_it_and_not_before() {
-        let mut d = Dir::unloaded(DirId([1; 16]));
-        d.merge(vec![entry("a", 1)], ALL);
-        d.set(b"a", 5, put("a", 10));
-        let batch = d.take(|_| true, ALL, 100);
-        d.set(b"a", 6, put("a", 11));
-        // A newer change is pending: that says nothing about the one before it.
-        assert!(d.settled_until(4) && !d.settled_until(5) && !d.name_settled_until(b"a", 5));
-        d.commit(&batch);
-        assert!(d.settled_until(5) && d.name_settled_until(b"a", 5) && !d.name_settled_until(b"a", 6));
-        let batch = d.take(|_| true, ALL, 100);
-        d.commit(&batch);
-        assert!(d.settled_until(6) && d.name_settled_until(b"a", 6));
-    }
-
-    #[test]
-    fn a_name_that_is_not_ready_keeps_its_old_entry_in_the_bucket() {
-        let mut d = Dir::unloaded(DirId([1; 16]));
-        d.merge(vec![entry("a", 1), entry("b", 2)], ALL);
-        d.set(b"a", 1, put("a", 10));
-        d.set(b"b", 2, put("b", 20));
-        let batch = d.take(|e| e.attributes.uid != 10, ALL, 100);
-        assert_eq!(tags(&d.content(&batch, ALL)), [1, 20]);
-        d.commit(&batch);
-        assert_eq!(d.pending_count(), 1);
-        assert_eq!(shown(&d), [("a".into(), 10), ("b".into(), 20)]);
-    }
-
-    #[test]
-    fn a_removal_waits_for_the_arrival_of_the_moved_file() {
-        let mut a = Dir::unloaded(DirId([1; 16]));
-        a.merge(vec![entry("x", 1)], ALL);
-        let mut b = Dir::empty(DirId([2; 16]));
-        let token = Arc::new(MoveToken::default());
-        a.set(b"x", 1, Change { wait: vec![token.clone()], ..Change::default() });
-        b.set(b"y", 2, Change { carry: vec![token], ..put("y", 1) });
-        assert!(a.take(|_| true, ALL, 9).is_empty());
-        let batch = b.take(|_| true, ALL, 9);
-        assert!(b.commit(&batch).1);
-        assert_eq!(a.take(|_| true, ALL, 9).len(), 1);
-    }
-
-    #[test]
-    fn came_and_went_leaves_nothing_pending_and_frees_its_guards() {
-        let mut d = Dir::empty(DirId([1; 16]));
-        d.set(b"t", 1, Change { after: vec![Box::new(1u8)], ..put("t", 1) });
-        let due = d.set(b"t", 2, Change::default());
-        assert_eq!(due.len(), 1);
-        assert!(!d.has_pending());
-    }
-
-    #[test]
-    fn changed_again_while_in_flight_stays_pending_with_the_new_base() {
-        let mut d = Dir::empty(DirId([1; 16]));
-        d.set(b"f", 1, put("f", 1));
-        let batch = d.take(|_| true, ALL, 9);
-        d.set(b"f", 2, Change::default());
-        assert!(d.has_pending(), "the write under way may bring f back");
-        d.commit(&batch);
-        let batch = d.take(|_| true, ALL, 9);
-        assert_eq!(batch.len(), 1);
-        assert!(batch[0].entry.is_none());
-        d.commit(&batch);
-        assert!(!d.has_pending());
-    }
-
-    #[test]
-    fn a_failed_write_may_have_landed_until_a_merge_tells() {
-        let mut d = Dir::empty(DirId([1; 16]));
-        d.set(b"f", 1, put("f", 1));
-        let batch = d.take(|_| true, ALL, 9);
-        d.untake(&batch);
-        assert!(d.set(b"f", 2, Change { after: vec![Box::new(1u8)], ..Change::default() }).is_empty());
-        assert!(d.has_pending(), "the bucket may hold f by now");
-        d.merge(vec![entry("f", 1)], ALL);
-        assert_eq!(d.take(|_| true, ALL, 9).len(), 1);
-        d.merge(Vec::new(), ALL);
-        assert!(d.has_pending(), "in flight");
-    }
-
-    #[test]
-    fn a_removal_never_goes_without_the_arrival_it_waits_for() {
-        let mut d = Dir::unloaded(DirId([1; 16]));
-        d.merge((0..50).map(|i| entry(&format!("a{i:02}"), i)).collect(), ALL);
-        for i in 0..50u64 {
-            let token = Arc::new(MoveToken::default());
-            d.set(format!("a{i:02}").as_bytes(), i + 1, Change { wait: vec![token.clone()], ..Change::default() });
-            d.set(format!("z{i:02}").as_bytes(), i + 1, Change { carry: vec![token], ..put(&format!("z{i:02}"), i as u32) });
-        }
-        while d.has_pending() {
-            let batch = d.take(|_| true, ALL, 30);
-            let held = tags(&d.content(&batch, ALL));
-            assert!((0..50).all(|i| held.contains(&i)), "every file has a name at every moment");
-            d.commit(&batch);
-        }
-    }
-
-    #[test]
-    fn cookies_are_stable_while_the_directory_changes() {
-        let mut d = Dir::unloaded(DirId([1; 16]));
-        d.merge((0..100).map(|i| entry(&format!("f{i:03}"), i)).collect(), ALL);
-        let first: Vec<u64> = d.after(0).take(50).map(|(c, _)| c).collect();
-        for i in 0..100 {
-            if i % 3 == 0 {
-                d.set(format!("f{i:03}").as_bytes(), i + 1, Change::default());
-            }
-        }
-        d.set(b"a-new", 1000, put("a-new", 1));
-        let rest: Vec<u32> = d.after(first[49]).map(|(_, e)| e.attributes.uid).collect();
-        let want: Vec<u32> = (50..100).filter(|i| i % 3 != 0).chain([1]).collect();
-        assert_eq!(rest, want);
-    }
-
-    proptest! {
-        /// Whatever two writers do, once both have committed with merges, both show what the bucket holds, and no name that
-        /// only one of them touched is lost.
-        #[test]
-        fn two_writers_converge(ops in proptest::collection::vec((0..2usize, 0..6u8, 0..3u8), 1..60)) {
-            let mut bucket: Vec<Arc<Entry>> = vec![];
-            let mut version = 0u32;
-            let mut dirs = [Dir::empty(DirId([1; 16])), Dir::empty(DirId([1; 16]))];
-            let mut seen = [0u32; 2];
-            let mut seq = 0;
-            let commit = |d: &mut Dir, seen: &mut u32, bucket: &mut Vec<Arc<Entry>>, version: &mut u32| {
-                if *seen != *version {
-                    d.merge(bucket.clone(), ALL);
-                }
-                let batch = d.take(|_| true, ALL, 100);
-                *bucket = d.content(&batch, ALL);
-                *version += 1;
-                *seen = *version;
-                d.commit(&batch);
-            };
-            for (who, name, what) in ops {
-                seq += 1;
-                let name = format!("n{name}");
-                match what {
-                    0 => { dirs[who].set(name.as_bytes(), seq, put(&name, seq as u32)); }
-                    1 => { dirs[who].set(name.as_bytes(), seq, Change::default()); }
-                    _ => { commit(&mut dirs[who], &mut seen[who], &mut bucket, &mut version); }
-                }
-            }
-            for _ in 0..2 {
-                for who in 0..2 {
-                    commit(&mut dirs[who], &mut seen[who], &mut bucket, &mut version);
-                }
-            }
-            for dir in &mut dirs {
-                dir.merge(bucket.clone(), ALL);
-                prop_assert!(!dir.has_pending());
-                prop_assert_eq!(tags(&dir.content(&[], ALL)), tags(&bucket));
-            }
-        }
     }
 }
