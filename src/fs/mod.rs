@@ -276,7 +276,8 @@ impl Fs {
         let seq = st.next_seq();
         let now = self.env.clock.now();
         let mut due = Vec::new();
-        for (dir, name, change) in ops {
+        for (dir, name, mut change) in ops {
+            self.end_moves(st, dir, &name, &mut change);
             if let Some(cell) = st.dirs.get_mut(&dir) {
                 let names_change = cell.dir.get(&name).is_none() != change.entry.is_none() || change.entry.is_none();
                 due.extend(cell.dir.set(&name, seq, change));
@@ -287,6 +288,22 @@ impl Fs {
             }
         }
         due
+    }
+
+    /// What was renamed to a name here and is removed or replaced now goes with its old name: not before that is taken away.
+    fn end_moves(&self, st: &mut State, dir: DirId, name: &[u8], change: &mut Change) {
+        let Some(cell) = st.dirs.get(&dir) else { return };
+        let stays = match (cell.dir.get(name), &change.entry) {
+            (Some(old), Some(new)) => crate::tree::merge::same(old, new),
+            (old, _) => old.is_none() || !change.wait.is_empty(),
+        };
+        let tokens = if stays { Vec::new() } else { cell.dir.carried(name) };
+        if tokens.is_empty() {
+            return;
+        }
+        for cell in st.dirs.values_mut() {
+            change.after = cell.dir.end_of_move(&tokens, std::mem::take(&mut change.after));
+        }
     }
 
     /// Asks for an index write of a directory, soon.
