@@ -270,6 +270,10 @@ impl Fs {
     pub(super) fn orphan_file(&self, file: &Arc<super::file::File>, o: Orphan) {
         {
             let mut live = file.live.lock();
+            // Seen to already.
+            if live.unlinked && o.landed.is_empty() {
+                return;
+            }
             match &mut live.orphan {
                 Some(old) => old.landed.extend(o.landed),
                 none => *none = Some(o),
