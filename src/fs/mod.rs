@@ -4,6 +4,8 @@
 //!   (`attr.rs`); files (`io.rs`), their holes and copies (`alloc.rs`); listings (`list.rs`).
 //! - Changes of names show at once, are noted in the journal (`journal.rs`), and reach the bucket in groups (`commit.rs`).
 //! - Contents go to the spool and are uploaded by `upload.rs`; `file.rs` draws the states.
+//! - What two machines changed at once is settled by `conflict.rs` (names) and `rescue.rs` (contents);
+//!   how old what is shown may be, by `fresh.rs`.
 //! - `recover.rs` puts back what an earlier mount left; `drain.rs` waits until the bucket has everything.
 //!
 //! Lock order: see `state.rs`.
@@ -12,8 +14,10 @@ mod ahead;
 mod alloc;
 mod attr;
 mod commit;
+pub mod conflict;
 mod drain;
 pub mod file;
+mod fresh;
 mod io;
 mod journal;
 mod links;
@@ -23,6 +27,7 @@ mod open;
 mod ops;
 mod recover;
 mod rename;
+mod rescue;
 mod state;
 pub mod status;
 mod upload;
@@ -98,6 +103,8 @@ pub struct Options {
     pub max_names: u64,
     /// First and longest pause between tries of an upload or an index write.
     pub retry: (Duration, Duration),
+    /// This machine's name, for the names of conflicting files.
+    pub host: String,
 }
 
 impl Default for Options {
@@ -119,6 +126,7 @@ impl Default for Options {
             max_entries: 1 << 20,
             max_names: crate::format::index::MAX_ENTRIES,
             retry: (Duration::from_secs(2), Duration::from_secs(60)),
+            host: "another machine".to_owned(),
         }
     }
 }
@@ -139,9 +147,9 @@ enum Handle {
 /// Deletes objects of the bucket when dropped: the index no longer names them, and no handle is open.
 pub(crate) struct Doomed {
     keys: Vec<String>,
-    /// Something names it all the same.
-    spared: AtomicBool,
     index: bool,
+    /// Set when the deletion is called off: see `conflict.rs`.
+    spared: Arc<AtomicBool>,
     to: tokio::sync::mpsc::UnboundedSender<Deletion>,
     count: Arc<AtomicU64>,
 }
@@ -151,6 +159,7 @@ pub(crate) struct Deletion {
     keys: Vec<String>,
     /// Index objects, which local state forgets first.
     index: bool,
+    spared: Arc<AtomicBool>,
     counted: Counted,
 }
 
@@ -165,14 +174,17 @@ impl Drop for Counted {
 
 impl Doomed {
     pub(crate) fn object(fs: &Fs, key: String) -> Doomed {
-        fs.doomed.lock().insert(key.clone());
-        let spared = AtomicBool::new(false);
-        Doomed { keys: vec![key], spared, index: false, to: fs.deleter.clone(), count: fs.deletions.clone() }
+        Doomed::new(fs, vec![key], false)
     }
 
     pub(crate) fn index(fs: &Fs, dir: DirId, remote: &Remote) -> Doomed {
-        let (keys, spared) = (fs.index.keys_of(dir, remote), AtomicBool::new(false));
-        Doomed { keys, spared, index: true, to: fs.deleter.clone(), count: fs.deletions.clone() }
+        Doomed::new(fs, fs.index.keys_of(dir, remote), true)
+    }
+
+    fn new(fs: &Fs, keys: Vec<String>, index: bool) -> Doomed {
+        let first = keys.first().cloned().unwrap_or_default();
+        let spared = fs.doomed.lock().entry(first).or_default().clone();
+        Doomed { keys, index, spared, to: fs.deleter.clone(), count: fs.deletions.clone() }
     }
 
     /// Nothing is deleted after all.
@@ -193,7 +205,8 @@ impl Drop for Doomed {
         // When nobody listens the mount is going down: the objects stay as orphans, which harm nothing.
         self.count.fetch_add(1, Ordering::AcqRel);
         let counted = Counted(self.count.clone());
-        let _ = self.to.send(Deletion { keys: std::mem::take(&mut self.keys), index: self.index, counted });
+        let (keys, spared) = (std::mem::take(&mut self.keys), self.spared.clone());
+        let _ = self.to.send(Deletion { keys, index: self.index, spared, counted });
     }
 }
 
@@ -218,7 +231,12 @@ pub struct Fs {
     deletions: Arc<AtomicU64>,
     /// Keys of file objects that are to be deleted, until the store has said that they are. A deletion whose answer was lost is
     /// repeated: no new object may have such a key.
-    doomed: parking_lot::Mutex<HashSet<String>>,
+    /// The flag calls a deletion off.
+    doomed: parking_lot::Mutex<HashMap<String, Arc<AtomicBool>>>,
+    /// The last look at a directory found the store away: nobody waits for the next.
+    away: AtomicBool,
+    /// Conflicts with other machines that were settled.
+    conflicts: AtomicU64,
     /// Directories with names to write, and whether somebody waits for them.
     kicked: parking_lot::Mutex<HashSet<DirId>>,
     kick_bell: Arc<Notify>,
@@ -281,10 +299,11 @@ impl Fs {
         let links = st.links;
         let mut due = Vec::new();
         for (dir, name, mut change) in ops {
+            // What an old name was still to drop belongs to the new one.
+            change.after.append(&mut due);
+            self.end_moves(st, dir, &name, &mut change);
             if let Some(cell) = st.dirs.get_mut(&dir) {
                 let names_change = cell.dir.get(&name).is_none() != change.entry.is_none() || change.entry.is_none();
-                // What an old name was still to drop belongs to the new one.
-                change.after.append(&mut due);
                 due.extend(cell.dir.set(&name, seq, change));
                 if names_change && dir != links {
                     cell.times = Some(now);
@@ -293,6 +312,22 @@ impl Fs {
             }
         }
         due
+    }
+
+    /// What was renamed to a name here and is removed or replaced now goes with its old name: not before that is taken away.
+    fn end_moves(&self, st: &mut State, dir: DirId, name: &[u8], change: &mut Change) {
+        let Some(cell) = st.dirs.get(&dir) else { return };
+        let stays = match (cell.dir.get(name), &change.entry) {
+            (Some(old), Some(new)) => crate::tree::merge::same(old, new),
+            (old, _) => old.is_none() || !change.wait.is_empty(),
+        };
+        let tokens = if stays { Vec::new() } else { cell.dir.carried(name) };
+        if tokens.is_empty() {
+            return;
+        }
+        for cell in st.dirs.values_mut() {
+            change.after = cell.dir.end_of_move(&tokens, std::mem::take(&mut change.after));
+        }
     }
 
     /// Asks for an index write of a directory, soon.
@@ -321,7 +356,7 @@ impl Fs {
         if cell(&self.state.lock())?.is_none() {
             return Ok(());
         }
-        let merged = self.read_index(id).await?;
+        let merged = self.read_index(id, false).await?;
         let pending = {
             let mut st = self.state.lock();
             let Some(cell) = st.dirs.get(&id) else { return fail(Kind::Stale, "the directory was removed") };
