@@ -238,7 +238,13 @@ impl State {
 
     /// The inode at `from` is now at `to`.
     pub fn replace(&mut self, from: &Place, to: &Place) {
-        let Some(ino) = self.places.remove(from) else { return };
+        if let Some(ino) = self.places.remove(from) {
+            self.put_at(ino, from, to);
+        }
+    }
+
+    /// Notes that an inode, taken off its old place, is at a new one.
+    fn put_at(&mut self, ino: Ino, from: &Place, to: &Place) {
         if let Some(c) = self.dirs.get_mut(&from.0) {
             c.nodes = c.nodes.saturating_sub(1);
         }
@@ -255,17 +261,9 @@ impl State {
     pub fn swap(&mut self, a: &Place, b: &Place) {
         let moves = [(a, b), (b, a)].map(|(from, to)| (self.places.remove(from), from, to));
         for (ino, from, to) in moves {
-            let Some(ino) = ino else { continue };
-            if let Some(c) = self.dirs.get_mut(&from.0) {
-                c.nodes = c.nodes.saturating_sub(1);
+            if let Some(ino) = ino {
+                self.put_at(ino, from, to);
             }
-            if let Some(c) = self.dirs.get_mut(&to.0) {
-                c.nodes += 1;
-            }
-            if let Some(n) = self.nodes.get_mut(&ino) {
-                n.place = Some(to.clone());
-            }
-            self.places.insert(to.clone(), ino);
         }
     }
 

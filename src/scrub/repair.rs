@@ -3,6 +3,7 @@
 
 use super::edit::entry_of;
 use super::strays::{Kindred, Lost};
+use super::verify::ask_of;
 use super::walk::{join, print};
 use super::{Scrub, Seen};
 use crate::error::{Kind, Result};
@@ -111,14 +112,8 @@ impl Scrub {
         let lagging = std::mem::take(&mut *self.lagging.lock());
         for (dir, entry) in lagging {
             let Body::File(f) = &entry.body else { continue };
-            let ask = Ask {
-                key: f.object_key(),
-                file_id: f.file_id,
-                file_key: f.file_key.clone(),
-                generation: f.generation,
-                trailer_hash: f.trailer_hash,
-                object_len: 0,
-            };
+            // A newer version has another length.
+            let ask = Ask { object_len: 0, ..ask_of(f) };
             let object = match self.reader.open(&ask).await {
                 Ok(object) => object,
                 Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Stale | Kind::Corrupt) => continue,

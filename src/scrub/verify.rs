@@ -148,15 +148,7 @@ impl Scrub {
     }
 
     async fn read_whole(&self, f: &FileRef) -> Result<Whole> {
-        let ask = Ask {
-            key: f.object_key(),
-            file_id: f.file_id,
-            file_key: f.file_key.clone(),
-            generation: f.generation,
-            trailer_hash: f.trailer_hash,
-            object_len: f.object_len,
-        };
-        let object = self.reader.open(&ask).await?;
+        let object = self.reader.open(&ask_of(f)).await?;
         let steps = steps_of(&object);
         let read = |(offset, len): (u64, u32)| {
             let object = &object;
@@ -219,4 +211,16 @@ fn steps_of(object: &OpenObject) -> impl Iterator<Item = (u64, u32)> + use<> {
 /// An error of an object as a whole, for callers that open objects themselves.
 pub(super) fn not_ours(e: &Error) -> bool {
     matches!(e.kind(), Kind::Corrupt)
+}
+
+/// What an entry says of the object that it names.
+pub(super) fn ask_of(f: &FileRef) -> Ask {
+    Ask {
+        key: f.object_key(),
+        file_id: f.file_id,
+        file_key: f.file_key.clone(),
+        generation: f.generation,
+        trailer_hash: f.trailer_hash,
+        object_len: f.object_len,
+    }
 }
