@@ -8,6 +8,8 @@ mod alloc;
 mod attrs;
 #[path = "fs/clauses.rs"]
 mod clauses;
+#[path = "fs/conflict.rs"]
+mod conflict;
 #[path = "fs/crash.rs"]
 mod crash;
 #[path = "fs/directed.rs"]

@@ -61,6 +61,7 @@ fn fs_options(config: &Config, read_only: bool) -> fs::Options {
         deadline: config.operation_timeout,
         uploads: config.upload_concurrency.max(1) as usize,
         retry: (config.retry_base, config.retry_cap),
+        host: nix::unistd::gethostname().map_or_else(|_| "a machine".to_owned(), |h| h.to_string_lossy().into_owned()),
         ..fs::Options::default()
     }
 }

@@ -9,6 +9,7 @@ use crate::disk::LockGuard;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::Failure;
+use crate::fs::conflict::Conflict;
 use crate::fs::status::{Fill, Health as HealthWord, Status};
 use crate::fs::{Fs, Sink};
 use crate::fuse::Session;
@@ -128,6 +129,11 @@ impl Sink for Reporter {
 
     fn trouble(&self, error: &Error) {
         self.note(error.to_string());
+    }
+
+    fn conflict(&self, what: Conflict) {
+        let hex = |id: Option<FileId>| id.map(|f| f.hex()).unwrap_or_default();
+        self.event(Event::Conflict { kind: what.kind.word().to_owned(), file: hex(what.file), copy: hex(what.copy) });
     }
 
     fn saved(&self, file: FileId, generation: u64) {

@@ -83,6 +83,21 @@ pub fn render(s: &Status) -> String {
             ),
         );
     }
+    let c = &s.conflicts;
+    if c.settled + c.waiting > 0 {
+        let waiting = if c.waiting > 0 { format!(", {} on the way", c.waiting) } else { String::new() };
+        line("conflicts", format!("{} with other machines settled{waiting}; see names with \"(conflict, \"", c.settled));
+    }
+    if c.stuck > 0 {
+        line(
+            "conflicts",
+            format!(
+                "{} that cannot be put together: another machine replaced what was edited here. What was written stays in the spool; to keep it, put the \
+                 older version of the object back in the bucket and mount again",
+                count(c.stuck, "version")
+            ),
+        );
+    }
     if let Some(last) = &e.last_error {
         line("last error", last.clone());
     }
@@ -155,6 +170,12 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}:\n{text}");
         }
+        s.conflicts = crate::fs::status::Conflicts { settled: 2, waiting: 1, stuck: 1 };
+        let text = render(&s);
+        for part in ["2 with other machines settled, 1 on the way", "1 version that cannot be put together: "] {
+            assert!(text.contains(part), "{part}:\n{text}");
+        }
+        assert!(!render(&Status::default()).contains("conflicts"));
         assert!(render(&Status::default()).contains("all is in the bucket"));
     }
 }

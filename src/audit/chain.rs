@@ -236,7 +236,7 @@ impl Check {
 }
 
 /// A time as RFC 3339 has it, in UTC, with milliseconds.
-pub(super) fn rfc3339(t: Time) -> String {
+pub fn rfc3339(t: Time) -> String {
     // Days to civil date after Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms" (2013).
     let (days, second) = (t.sec.div_euclid(86_400), t.sec.rem_euclid(86_400));
     let shifted = days + 719_468;

@@ -88,6 +88,15 @@ pub enum Event {
         /// Its generation.
         generation: u64,
     },
+    /// This machine and another one changed the same file or name.
+    Conflict {
+        /// What became of it: `contents`, `name`, `kept`, `rescued`, `undone` or `stuck`.
+        kind: String,
+        /// File id in hex, if it is a file.
+        file: String,
+        /// The file that this machine's version has become, if it has.
+        copy: String,
+    },
     /// Somebody used the control files or commands.
     Control {
         /// What was asked.

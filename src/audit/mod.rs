@@ -20,7 +20,7 @@ mod event;
 mod quarantine;
 mod unlock;
 
-pub use chain::{Problem, Report};
+pub use chain::{Problem, Report, rfc3339};
 pub use event::{Event, Names};
 pub use quarantine::{Counts, Finding, Held, Quarantine, QuarantineLimits};
 pub use unlock::note_failed_unlock;

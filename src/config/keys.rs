@@ -82,7 +82,7 @@ settings! {
     "umask" umask: Option<Octal> = "", "Permission bits taken away from every file and directory.";
     "nonempty" nonempty: bool = "false", "Mount over a directory that is not empty.";
     "attribute-ttl" attribute_ttl: Duration = "60s", "How long the kernel may answer names and attributes by itself.";
-    "metadata-ttl" metadata_ttl: Duration = "10s", "How long a directory index is trusted before the store is asked for a newer one.";
+    "metadata-ttl" metadata_ttl: Duration = "1s", "How long a directory index is trusted before the store is asked for a newer one.";
     "fuse-threads" fuse_threads: u32 = "2", "Threads that take requests from the kernel.";
     "on-unavailable" on_unavailable: OnUnavailable = "fail", "Reads while the store is away: `fail` with EIO after `operation-timeout`, or `wait`.";
     "fsync" fsync: Fsync = "remote", "When fsync returns: data is in the bucket (`remote`) or in the sealed spool (`local`).";

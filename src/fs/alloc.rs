@@ -12,6 +12,7 @@ use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use tokio::sync::RwLockWriteGuard;
 
 /// Bytes of a copy that are in memory at once.
 const COPY_STEP: u64 = 1 << 20;
@@ -43,11 +44,28 @@ impl Request {
     }
 }
 
+/// A file, and its epoch when it was opened.
+struct Opened {
+    file: Arc<File>,
+    epoch: u64,
+}
+
+impl Opened {
+    /// For changes: another machine may have replaced what was opened.
+    async fn to_change(&self) -> Result<RwLockWriteGuard<'_, Io>> {
+        let io = self.file.io.write().await;
+        if self.file.epoch.load(Ordering::Acquire) != self.epoch {
+            return fail(Kind::Stale, "another machine replaced the file; open it again");
+        }
+        Ok(io)
+    }
+}
+
 impl Fs {
     /// The file behind a handle that may write.
-    fn written_through(&self, fh: u64) -> Result<Arc<File>> {
+    fn written_through(&self, fh: u64) -> Result<Opened> {
         match &*self.handle(fh)? {
-            Handle::File { file, writes: true, .. } => Ok(file.clone()),
+            Handle::File { file, writes: true, epoch, .. } => Ok(Opened { file: file.clone(), epoch: *epoch }),
             Handle::File { .. } => fail(Kind::BadHandle, "the file is not open for writing"),
             Handle::Dir => fail(Kind::IsDir, "is a directory"),
         }
@@ -69,9 +87,9 @@ impl Fs {
     }
 
     /// The file reaches at least to `end`.
-    async fn grow(&self, file: &Arc<File>, end: u64) -> Result<()> {
+    async fn grow(&self, of: &Opened, end: u64) -> Result<()> {
         self.writable()?;
-        let mut io = file.io.write().await;
+        let (file, mut io) = (&of.file, of.to_change().await?);
         if io.size < end {
             self.resize_locked(file, &mut io, end)?;
         }
@@ -79,9 +97,9 @@ impl Fs {
     }
 
     /// `range` reads as zeros. Beyond the end of the file it counts only when the size is not to be kept.
-    async fn zero(&self, file: &Arc<File>, range: Range<u64>, keep: bool) -> Result<()> {
+    async fn zero(&self, of: &Opened, range: Range<u64>, keep: bool) -> Result<()> {
         self.writable()?;
-        let mut io = file.io.write().await;
+        let (file, mut io) = (&of.file, of.to_change().await?);
         let end = range.end.min(io.size);
         if range.start < end {
             let head = self.head_of(file, &io);
@@ -173,7 +191,7 @@ impl Fs {
         if to.offset.checked_add(len).is_none_or(|end| end > most) {
             return fail(Kind::TooLarge, "the file would be larger than the volume can hold");
         }
-        if source.id == target.id && from.offset < to.offset + len && to.offset < from.offset + len {
+        if source.id == target.file.id && from.offset < to.offset + len && to.offset < from.offset + len {
             return fail(Kind::Invalid, "the ranges overlap");
         }
         let mut done = 0;
@@ -190,7 +208,7 @@ impl Fs {
     }
 
     /// Copies what lies at `from`, data or hole, `most` bytes at most; 0 at the end of the source.
-    async fn copy_step(&self, source: &Arc<File>, fh: u64, target: &Arc<File>, from: u64, to: u64, most: u64) -> Result<u64> {
+    async fn copy_step(&self, source: &Arc<File>, fh: u64, target: &Opened, from: u64, to: u64, most: u64) -> Result<u64> {
         let Some((data, end)) = self.stretch(source, from).await? else { return Ok(0) };
         let n = (end - from).min(most);
         if !data {
@@ -200,7 +218,7 @@ impl Fs {
         let bytes = self.do_read(fh, from, n.min(COPY_STEP) as u32).await?;
         match bytes.is_empty() {
             true => Ok(0),
-            false => self.write_file(target, to, &bytes, false).await.map(u64::from),
+            false => self.write_file(&target.file, to, &bytes, (false, target.epoch)).await.map(u64::from),
         }
     }
 }

@@ -6,11 +6,12 @@
 use super::state::{DirCell, ROOT_SELF, State};
 use super::{Doomed, Fs};
 use crate::crypto::secmem::SecretKey;
-use crate::error::{Kind, Result, fail};
+use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
 use crate::ops::{Invalidate, ROOT};
-use crate::tree::dir::{Change, Guard, Merged, Taken};
+use crate::tree::dir::{Change, Guard, Taken};
 use crate::tree::io::Remote;
+use crate::tree::meet::Merged;
 use crate::types::DirId;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -151,8 +152,10 @@ impl Fs {
 
     /// Reads a directory's index and merges it: the only way in. Gives what [`Fs::after_merge`] and the kernel must know.
     ///
+    /// `again`: files and directories in use are followed to where they are now.
+    ///
     /// What was read is older than what is shown when the index was written, or read and merged, meanwhile: it is read again then.
-    pub(super) async fn read_index(&self, id: DirId) -> Result<Merged> {
+    pub(super) async fn read_index(&self, id: DirId, again: bool) -> Result<Merged> {
         for _ in 0..RACES {
             let Some((key, state)) = self.state.lock().dirs.get(&id).filter(|c| !c.dead).map(|c| (c.key.clone(), c.state()))
             else {
@@ -173,6 +176,12 @@ impl Fs {
             {
                 tracing::debug!("the journal could not note that a directory exists: {e}");
             }
+            let due = self.resolve(&mut st, id);
+            if again {
+                self.follow(&mut st, id, &merged.changed);
+            }
+            drop(st);
+            drop(due);
             return Ok(merged);
         }
         fail(Kind::Unavailable, "the directory keeps changing while it is read")
@@ -180,7 +189,7 @@ impl Fs {
 
     /// Reads a directory again after a lost race, and tells who knew what changed.
     pub(super) async fn reload(&self, id: DirId) -> Result<()> {
-        let merged = self.read_index(id).await?;
+        let merged = self.read_index(id, true).await?;
         self.tell_kernel(id, merged.changed.clone());
         self.after_merge(id, merged).await
     }
@@ -247,9 +256,9 @@ impl Fs {
         self.live_of(st, e).is_some_and(|f| f.live.lock().dirty())
     }
 
-    fn give_back(&self, id: DirId, batch: &[Taken]) {
+    fn give_back(&self, id: DirId, batch: &[Taken], e: &Error) {
         if let Some(cell) = self.state.lock().dirs.get_mut(&id) {
-            cell.dir.untake(batch);
+            cell.dir.untake(batch, matches!(e.kind(), Kind::Stale | Kind::NotFound));
         }
     }
 
@@ -266,7 +275,7 @@ impl Fs {
                 Ok(true)
             }
             Err(e) => {
-                self.give_back(id, &batch);
+                self.give_back(id, &batch, &e);
                 Err(e)
             }
         }
@@ -303,7 +312,7 @@ impl Fs {
                     }
                 }),
                 Err(e) => {
-                    self.give_back(id, &batch);
+                    self.give_back(id, &batch, &e);
                     return Err(e);
                 }
             }
@@ -320,7 +329,7 @@ impl Fs {
                 Ok(any)
             }
             Err(e) => {
-                self.give_back(id, &batch);
+                self.give_back(id, &batch, &e);
                 Err(e)
             }
         }
@@ -369,55 +378,6 @@ impl Fs {
         self.kick(up);
     }
 
-    /// Looks for changes by other machines in the background, when the listing is old.
-    pub(super) fn refresh_soon(&self, id: DirId) {
-        let remote = {
-            let mut st = self.state.lock();
-            let Some(cell) = st.dirs.get_mut(&id) else { return };
-            if cell.busy || cell.dead || !self.is_stale(cell) {
-                return;
-            }
-            let Some(remote) = cell.remote.clone() else { return };
-            // A large directory costs a request per shard: ask less often.
-            let ttl = self.opts.dir_ttl * remote.parts().min(64);
-            if cell.fetched.is_some_and(|t| t.elapsed() < ttl) {
-                return;
-            }
-            cell.busy = true;
-            remote
-        };
-        let Some(fs) = self.arc() else { return };
-        self.rt.spawn(async move {
-            let result = match fs.within(fs.index.changed(id, &remote)).await {
-                Ok(true) => fs.reload(id).await,
-                Ok(false) => Ok(()),
-                Err(e) => Err(e),
-            };
-            let pending = {
-                let mut st = fs.state.lock();
-                let Some(cell) = st.dirs.get_mut(&id) else { return };
-                cell.busy = false;
-                // Also after a failure: a store that is down is not asked on every lookup.
-                cell.fetched = Some(Instant::now());
-                if cell.dead {
-                    st.dirs.remove(&id);
-                    return;
-                }
-                cell.dir.has_pending()
-            };
-            if let Err(e) = result {
-                tracing::debug!(dir = ?id, "looking for changes: {e}");
-                if e.kind() == Kind::Corrupt {
-                    fs.sink.trouble(&e);
-                }
-            }
-            fs.committed.notify_waiters();
-            if pending {
-                fs.kick(id);
-            }
-        });
-    }
-
     /// Tells the kernel about names that another machine changed, and files in use about their new versions.
     fn tell_kernel(&self, id: DirId, changed: Vec<Vec<u8>>) {
         let mut st = self.state.lock();
@@ -435,6 +395,9 @@ impl Fs {
                         n.entry = e.clone();
                     }
                     self.adopt_version(&st, &e);
+                    if let Some(n) = st.nodes.get_mut(&ino) {
+                        n.stale_pages = true;
+                    }
                     self.sink.invalidate(Invalidate::Inode(ino));
                 }
                 Some(e) if self.now_linked(&mut st, &place, &e) => self.sink.invalidate(Invalidate::Inode(ino)),
@@ -452,20 +415,6 @@ impl Fs {
     fn ino_of_known_dir(&self, st: &State, id: DirId) -> Option<u64> {
         let place = st.dirs.get(&id)?.place.clone()?;
         st.places.get(&place).copied()
-    }
-
-    /// A file in use that has nothing unsent goes over to the version that another machine wrote.
-    fn adopt_version(&self, st: &State, e: &Entry) {
-        let Some(file) = self.live_of(st, e) else { return };
-        let Some(v) = super::io::version_of(e) else { return };
-        let Ok(mut io) = file.io.try_write() else { return };
-        if io.is_clean() && io.version.as_ref().is_none_or(|old| old.generation < v.generation) {
-            io.size = v.size;
-            file.live.lock().size = v.size;
-            io.version = Some(v);
-            io.object = None;
-            file.epoch.fetch_add(1, Ordering::AcqRel);
-        }
     }
 }
 

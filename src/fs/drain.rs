@@ -32,6 +32,7 @@ impl Fs {
         p.names += st.unborn.len() as u64;
         for file in st.files.values() {
             let live = file.live.lock();
+            p.pending.files += live.stuck.len() as u64;
             if live.dirty() {
                 p.pending.files += 1;
                 p.pending.bytes += live.unsaved_bytes.saturating_sub(live.sent_bytes);
@@ -95,7 +96,8 @@ impl Fs {
     /// Why not everything is in the bucket.
     fn obstacle(&self) -> Error {
         let st = self.state.lock();
-        let of_file = st.files.values().find_map(|f| f.live.lock().error.as_ref().map(Error::duplicate));
+        let stuck = || st.files.values().any(|f| !f.live.lock().stuck.is_empty()).then(super::rescue::stuck);
+        let of_file = st.files.values().find_map(|f| f.live.lock().error.as_ref().map(Error::duplicate)).or_else(stuck);
         let of_dir = || st.dirs.values().find_map(|c| c.error.as_ref().map(Error::duplicate));
         let why = of_file.or_else(of_dir);
         why.unwrap_or_else(|| Error::new(Kind::Unavailable, "the time was not enough"))

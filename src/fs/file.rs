@@ -14,6 +14,7 @@
 //! version that holds it. An unlinked file goes through the same states, but is never uploaded.
 
 use super::ahead::Ahead;
+use super::rescue::{Beaten, Orphan};
 use super::state::Place;
 use crate::crypto::secmem::SecretKey;
 use crate::error::{Error, Kind, Result};
@@ -175,8 +176,20 @@ pub struct Live {
     pub held: bool,
     /// How the store refused the upload for good, since the last one that landed.
     pub refused: Option<Kind>,
+    /// Found after a crash: unlinked by the mount that left it.
+    pub gone: bool,
+    /// Found after a crash: layers that lie below another machine's version, with what they lie on and the file's size.
+    pub found: Vec<(Layer, Option<Version>, u64)>,
     /// An error that close or fsync has still to report.
     pub unreported: bool,
+    /// Another machine was first, and nobody was told yet.
+    pub notice: bool,
+    /// Its name went to another machine: see `rescue.rs`.
+    pub orphan: Option<Orphan>,
+    /// Contents that become files of their own.
+    pub beaten: Vec<Arc<Beaten>>,
+    /// Contents that cannot be put together; the spool keeps what there is.
+    pub stuck: Vec<Arc<Beaten>>,
     /// Has no name any more: nothing of it needs to reach the bucket.
     pub unlinked: bool,
     /// Bytes written since the last version.
@@ -196,7 +209,12 @@ impl Live {
 
     /// Whether the bucket is behind.
     pub fn dirty(&self) -> bool {
-        !self.unlinked && (self.unborn || self.changes > self.saved)
+        self.rescuing() || !self.unlinked && (self.unborn || self.changes > self.saved)
+    }
+
+    /// Whether contents are on their way to become a file of their own.
+    pub fn rescuing(&self) -> bool {
+        self.orphan.is_some() || !self.beaten.is_empty()
     }
 }
 
@@ -261,7 +279,7 @@ impl File {
     pub fn idle(&self) -> bool {
         self.opens.load(Ordering::Acquire) == 0 && {
             let live = self.live.lock();
-            !live.dirty() && !live.queued
+            !live.dirty() && !live.queued && live.stuck.is_empty()
         }
     }
 
@@ -283,9 +301,17 @@ impl File {
     /// An error of an earlier upload that nobody was told of.
     pub fn take_error(&self) -> Option<Error> {
         let mut live = self.live.lock();
+        if std::mem::take(&mut live.notice) {
+            return Some(beaten());
+        }
         if !std::mem::take(&mut live.unreported) {
             return None;
         }
         live.error.as_ref().map(Error::duplicate)
     }
+}
+
+/// What a writer is told whose file another machine has changed.
+pub(super) fn beaten() -> Error {
+    Error::new(Kind::Stale, "another machine changed the file first; what was written here becomes a file of its own")
 }

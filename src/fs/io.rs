@@ -64,8 +64,10 @@ impl Fs {
 
     fn opened(&self, st: &mut State, ino: Ino, file: &Arc<File>, flags: i32) -> Opened {
         file.opens.fetch_add(1, Ordering::AcqRel);
+        let mut keep_cache = true;
         if let Some(n) = st.nodes.get_mut(&ino) {
             n.opens += 1;
+            keep_cache = !std::mem::take(&mut n.stale_pages);
         }
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let handle = Handle::File {
@@ -75,8 +77,9 @@ impl Fs {
             writes,
             epoch: file.epoch.load(Ordering::Acquire),
         };
-        // The kernel's pages stay: whoever changes a file elsewhere makes us tell the kernel.
-        Opened { fh: self.new_handle(handle), keep_cache: true, direct_io: false }
+        // The kernel's pages stay, unless another machine has changed the file since it was opened last: the kernel is told then,
+        // and may not have heard yet.
+        Opened { fh: self.new_handle(handle), keep_cache, direct_io: false }
     }
 
     pub(super) async fn do_open(&self, ino: Ino, flags: i32) -> Result<Opened> {
@@ -85,6 +88,8 @@ impl Fs {
         if writes || flags & libc::O_TRUNC != 0 {
             self.writable()?;
         }
+        self.fresh_file(ino).await;
+        self.wait_for_rescue(ino).await;
         let (file, opened) = {
             let mut st = self.state.lock();
             let file = self.file_of(&mut st, ino)?;
@@ -135,7 +140,9 @@ impl Fs {
             // The bucket may be one version ahead of the index: whoever wrote it stopped in between.
             if object.generation() > version.generation {
                 if !io.is_clean() && !file.live.lock().intents.contains(&object.trailer_hash()) {
-                    return fail(Kind::Stale, "another machine changed a file that this one has unsent data of");
+                    self.beat(file, &mut io, object.clone());
+                    self.save_soon(file);
+                    return Ok(Some(object));
                 }
                 io.version = Some(Version::of(&object));
                 if io.is_clean() {
@@ -305,18 +312,18 @@ impl Fs {
 
     pub(super) async fn do_write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<u32> {
         let handle = self.handle(fh)?;
-        let Handle::File { file, append, writes: true, .. } = &*handle else {
+        let Handle::File { file, append, writes: true, epoch, .. } = &*handle else {
             return fail(Kind::BadHandle, "the file is not open for writing");
         };
-        self.write_file(file, offset, data, *append).await
+        self.write_file(file, offset, data, (*append, *epoch)).await
     }
 
-    pub(super) async fn write_file(&self, file: &Arc<File>, offset: u64, data: &[u8], append: bool) -> Result<u32> {
+    pub(super) async fn write_file(&self, file: &Arc<File>, offset: u64, data: &[u8], how: (bool, u64)) -> Result<u32> {
         // Within the deadline of the request: who waits longer hears EIO, and not what is wrong.
         let patience = ROOM_PATIENCE.min(self.opts.deadline);
         let until = Instant::now() + patience;
         loop {
-            match self.write_once(file, offset, data, append).await {
+            match self.write_once(file, offset, data, how).await {
                 // A full spool is given the chance that a running upload frees some of it.
                 Err(e) if e.kind() == Kind::NoSpace && Instant::now() < until && self.uploading() => {
                     let _ = tokio::time::timeout(patience / 4, self.spool.bell().notified()).await;
@@ -326,8 +333,11 @@ impl Fs {
         }
     }
 
-    async fn write_once(&self, file: &Arc<File>, offset: u64, data: &[u8], append: bool) -> Result<u32> {
+    async fn write_once(&self, file: &Arc<File>, offset: u64, data: &[u8], (append, epoch): (bool, u64)) -> Result<u32> {
         let mut io = file.io.write().await;
+        if file.epoch.load(Ordering::Acquire) != epoch {
+            return fail(Kind::Stale, "another machine replaced the file; open it again");
+        }
         let at = if append { io.size } else { offset };
         let end = at.checked_add(data.len() as u64).filter(|e| *e <= self.uploader.params.geometry.max_size());
         let Some(end) = end else { return fail(Kind::TooLarge, "the file would be larger than the volume can hold") };
@@ -447,10 +457,11 @@ impl Fs {
             FsyncMode::Remote => {
                 self.save_now(file).await?;
                 let place = file.place.lock().clone();
-                match place {
-                    Some((dir, name)) => self.settle(dir, Some(&name)).await,
-                    None => Ok(()),
+                if let Some((dir, name)) = place {
+                    self.settle(dir, Some(&name)).await?;
                 }
+                // Another machine may have been first with the name.
+                if file.live.lock().rescuing() { self.save_now(file).await } else { file.take_error().map_or(Ok(()), Err) }
             }
         }
     }
@@ -480,7 +491,11 @@ impl Fs {
             return;
         }
         // The entry takes the times of writes that changed nothing.
-        if st.files.remove(&file.id).is_none() || file.live.lock().unlinked {
+        if st.files.get(&file.id).is_none_or(|f| !Arc::ptr_eq(f, file)) {
+            return;
+        }
+        st.files.remove(&file.id);
+        if file.live.lock().unlinked {
             return;
         }
         let object = file.io.try_read().ok().and_then(|io| io.object.clone());

@@ -49,7 +49,12 @@ pub struct Line {
     pub delta: Delta,
     /// Links that the bucket may still hold under the name.
     pub left: Vec<LinkRef>,
+    /// What this machine had seen under the name in the bucket, or may have put there: another machine's changes are told by it.
+    pub seen: Vec<Seen>,
 }
+
+/// A state of a name in the bucket.
+pub type Seen = Option<Arc<Entry>>;
 
 /// What a replay found: the last change of every name that is not done.
 #[derive(Default)]
@@ -64,6 +69,8 @@ pub struct Replayed {
     pub unreadable: Vec<Error>,
     /// Directories whose index is not in the bucket, as far as the journal tells: a first write may have landed unnoticed.
     pub unborn: BTreeSet<DirId>,
+    /// Names that this machine removed, and that are done.
+    pub removed: BTreeSet<(DirId, Vec<u8>)>,
     /// Directories whose index is in the bucket.
     born: BTreeSet<DirId>,
     /// Directories that were removed.
@@ -205,6 +212,12 @@ const DEAD: u8 = 16;
 const DELTA: u8 = 32;
 /// Flag of a line: links that the name was follow.
 const LEFT: u8 = 64;
+/// Flag of a line: what was seen in the bucket follows.
+const SEEN: u8 = 128;
+/// States of a name that a replay keeps.
+const MAX_SEEN: usize = 64;
+/// Bytes of them that a line holds.
+const SEEN_BYTES: usize = 128 << 10;
 
 fn encode_names(seq: u64, lines: &[Line]) -> Result<Zeroizing<Vec<u8>>> {
     let mut w = Writer::with_capacity(512);
@@ -219,6 +232,7 @@ fn encode_names(seq: u64, lines: &[Line]) -> Result<Zeroizing<Vec<u8>>> {
             (l.dead.is_some(), DEAD),
             (!l.delta.is_empty(), DELTA),
             (!l.left.is_empty(), LEFT),
+            (!l.seen.is_empty(), SEEN),
         ];
         let flags = flags.iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag);
         w.bytes(&l.dir.0).bytes(&l.key.expose()[..]).u8(flags).u16(l.name.len() as u16).bytes(&l.name);
@@ -240,6 +254,9 @@ fn encode_names(seq: u64, lines: &[Line]) -> Result<Zeroizing<Vec<u8>>> {
             let bytes = e.encode()?;
             w.u32(bytes.len() as u32).bytes(&bytes);
         }
+        if !l.seen.is_empty() {
+            encode_seen(&mut w, &l.seen)?;
+        }
     }
     Ok(w.secret())
 }
@@ -257,10 +274,37 @@ fn read_refs(r: &mut Reader<'_>) -> Result<Vec<LinkRef>> {
     (0..n).map(|_| Ok(LinkRef(r.array()?))).collect()
 }
 
+fn encode_seen(w: &mut Writer, seen: &[Seen]) -> Result<()> {
+    let mut states = Vec::new();
+    let mut room = SEEN_BYTES;
+    for s in seen.iter().take(MAX_SEEN).filter(|s| in_bucket(s)) {
+        let bytes = s.as_ref().map_or_else(|| Ok(Zeroizing::new(Vec::new())), |e| e.encode())?;
+        // What is left out may be taken for another machine's change, which costs a conflict name and no data.
+        if bytes.len() > room {
+            break;
+        }
+        room -= bytes.len();
+        states.push(bytes);
+    }
+    w.u8(states.len() as u8);
+    for bytes in states {
+        w.u32(bytes.len() as u32).bytes(&bytes);
+    }
+    Ok(())
+}
+
+/// Whether the bucket can hold this for a name: no entry of a file without an object.
+fn in_bucket(s: &Seen) -> bool {
+    !matches!(s.as_deref(), Some(Entry { body: Body::File(f), .. }) if f.generation == 0)
+}
+
 impl Replayed {
     /// Everything was read: drops what is done, and what belongs to directories that are gone.
     fn conclude(&mut self) {
         let (done, dead) = (std::mem::take(&mut self.done), std::mem::take(&mut self.dead));
+        let over = |key: &(DirId, Vec<u8>), seq: u64| done.get(key).is_some_and(|d| *d >= seq);
+        let removed = self.names.iter().filter(|(key, (seq, line))| line.entry.is_none() && over(key, *seq));
+        self.removed = removed.map(|(key, _)| key.clone()).collect();
         self.names.retain(|key, (seq, _)| !dead.contains(&key.0) && done.get(key).is_none_or(|d| *d < *seq));
         self.tie_moves();
         let born = std::mem::take(&mut self.born);
@@ -295,6 +339,28 @@ impl Replayed {
         }
     }
 
+    /// The last change of a name counts; what was seen or written before is no surprise in the bucket.
+    fn take(&mut self, seq: u64, mut line: Line) {
+        let key = (line.dir, line.name.clone());
+        match self.names.entry(key) {
+            std::collections::btree_map::Entry::Vacant(v) => {
+                v.insert((seq, line));
+            }
+            std::collections::btree_map::Entry::Occupied(mut o) => {
+                let (last, kept) = o.get_mut();
+                if *last <= seq {
+                    *last = seq;
+                    std::mem::swap(kept, &mut line);
+                }
+                // A line that does not know keeps that: nothing can be told then.
+                if !kept.seen.is_empty() {
+                    kept.seen.extend(line.seen.drain(..).chain([line.entry]).filter(in_bucket));
+                    kept.seen.truncate(MAX_SEEN);
+                }
+            }
+        }
+    }
+
     fn record(&mut self, kind: u8, payload: &[u8]) -> Result<()> {
         let mut r = Reader::new(payload, Failure::Log);
         match kind {
@@ -324,10 +390,7 @@ impl Replayed {
                         _ => {}
                     }
                     self.dead.extend(line.dead);
-                    let key = (line.dir, line.name.clone());
-                    if self.names.get(&key).is_none_or(|(s, _)| *s <= seq) {
-                        self.names.insert(key, (seq, line));
-                    }
+                    self.take(seq, line);
                 }
             }
             DONE => {
@@ -370,6 +433,13 @@ fn read_line(r: &mut Reader<'_>) -> Result<Line> {
     } else {
         None
     };
+    let mut seen = Vec::new();
+    if flags & SEEN != 0 {
+        for _ in 0..r.u8()? {
+            let n = r.u32()? as usize;
+            seen.push(if n == 0 { None } else { Some(Arc::new(Entry::decode(r.bytes(n)?)?)) });
+        }
+    }
     let (unborn, entry_unborn) = (flags & UNBORN != 0, flags & ENTRY_UNBORN != 0);
-    Ok(Line { dir, key, unborn, name, entry, entry_unborn, dead, delta, left })
+    Ok(Line { dir, key, unborn, name, entry, entry_unborn, dead, delta, left, seen })
 }

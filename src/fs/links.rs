@@ -9,7 +9,8 @@ use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Attributes, Body, Entry, Link, link_id};
 use crate::format::failure::Failure;
 use crate::ops::{Found, Ino, ROOT};
-use crate::tree::dir::{Change, Guard, Linked, Merged, MoveToken};
+use crate::tree::dir::{Change, Guard, MoveToken};
+use crate::tree::meet::{Linked, Merged};
 use crate::types::{DirId, LinkId, LinkRef};
 use std::sync::Arc;
 
@@ -160,7 +161,7 @@ impl Fs {
             };
             match missing {
                 false => {
-                    self.refresh_soon(links);
+                    self.fresh(links).await;
                     return Ok(());
                 }
                 true if again => self.reload(links).await?,
@@ -298,15 +299,44 @@ impl Fs {
 
     /// What a merge found beyond names that changed.
     pub(super) async fn after_merge(&self, id: DirId, merged: Merged) -> Result<()> {
-        if !merged.linked.is_empty() {
-            let links = self.state.lock().links;
+        let (links, unknown) = {
+            let st = self.state.lock();
+            // Files in use have moved into the links directory: what is there must be known.
+            let leads = |n: &Vec<u8>| st.dirs.get(&id)?.dir.get(n).filter(|e| e.link().is_some() && st.target(id, e).is_none());
+            let used = |n: &Vec<u8>| {
+                leads(n).and_then(|e| e.link()).is_some_and(|l| st.places.contains_key(&(st.links, l.inode_name())))
+            };
+            (st.links, id != st.links && merged.changed.iter().any(used))
+        };
+        if unknown || !merged.linked.is_empty() {
             Box::pin(self.reload(links)).await?;
+        }
+        if !merged.linked.is_empty() {
             let due = self.redirect(id, merged.linked)?;
+            drop(due);
+        }
+        if !merged.outdated.is_empty() {
+            let due = self.bring_inodes_up(id, merged.outdated)?;
             drop(due);
         }
         let due = self.after_links_merge(id, merged.changed, merged.kept)?;
         drop(due);
         Ok(())
+    }
+
+    /// Names that became links here, while another machine changed their files: the inodes take that.
+    fn bring_inodes_up(&self, dir: DirId, outdated: Vec<(Arc<Entry>, Arc<Entry>)>) -> Result<Vec<Guard>> {
+        let mut st = self.state.lock();
+        let mut due = Vec::new();
+        for (name, theirs) in outdated {
+            let Some((links, inode)) = st.target(dir, &name) else { continue };
+            let next = newer(Entry::clone(&inode), &theirs);
+            if next != *inode {
+                let change = Change { entry: Some(Arc::new(next)), ..Change::default() };
+                due.extend(self.perform(&mut st, vec![Step::new(links, &inode.name, change)], |_, _| {})?);
+            }
+        }
+        Ok(due)
     }
 
     fn after_links_merge(&self, id: DirId, changed: Vec<Vec<u8>>, kept: Vec<(Vec<u8>, Vec<Guard>)>) -> Result<Vec<Guard>> {

@@ -19,7 +19,7 @@ const BLOCK: u32 = 4096;
 impl Fs {
     pub(super) async fn do_opendir(&self, ino: Ino) -> Result<u64> {
         let dir = self.dir(ino).await?;
-        self.refresh_soon(dir);
+        self.fresh(dir).await;
         Ok(self.new_handle(Handle::Dir))
     }
 

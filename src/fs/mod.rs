@@ -5,6 +5,8 @@
 //! - Changes of names show at once, are noted in the journal (`journal.rs`), and reach the bucket in groups (`commit.rs`);
 //!   `settle.rs` waits for them.
 //! - Contents go to the spool and are uploaded by `upload.rs`; `file.rs` draws the states.
+//! - What two machines changed at once is settled by `conflict.rs` (names) and `rescue.rs` (contents);
+//!   how old what is shown may be, by `fresh.rs`.
 //! - `recover.rs` puts back what an earlier mount left; `drain.rs` waits until the bucket has everything.
 //!
 //! Lock order: see `state.rs`.
@@ -13,8 +15,10 @@ mod ahead;
 mod alloc;
 mod attr;
 mod commit;
+pub mod conflict;
 mod drain;
 pub mod file;
+mod fresh;
 mod io;
 mod journal;
 mod links;
@@ -24,6 +28,7 @@ mod open;
 mod ops;
 mod recover;
 mod rename;
+mod rescue;
 mod settle;
 mod state;
 pub mod status;
@@ -100,6 +105,8 @@ pub struct Options {
     pub max_names: u64,
     /// First and longest pause between tries of an upload or an index write.
     pub retry: (Duration, Duration),
+    /// This machine's name, for the names of conflicting files.
+    pub host: String,
 }
 
 impl Default for Options {
@@ -121,6 +128,7 @@ impl Default for Options {
             max_entries: 1 << 20,
             max_names: crate::format::index::MAX_ENTRIES,
             retry: (Duration::from_secs(2), Duration::from_secs(60)),
+            host: "another machine".to_owned(),
         }
     }
 }
@@ -138,12 +146,21 @@ enum Handle {
     Dir,
 }
 
+/// What is to become of a key.
+#[derive(Default)]
+struct Fate {
+    /// Deletions to come: a file that is removed while a version of it is on its way is deleted twice.
+    deletions: u32,
+    /// Set when they are called off.
+    spared: Arc<AtomicBool>,
+}
+
 /// Deletes objects of the bucket when dropped: the index no longer names them, and no handle is open.
 pub(crate) struct Doomed {
     keys: Vec<String>,
-    /// Something names it all the same.
-    spared: AtomicBool,
     index: bool,
+    /// Set when the deletion is called off: see `conflict.rs`.
+    spared: Arc<AtomicBool>,
     to: tokio::sync::mpsc::UnboundedSender<Deletion>,
     count: Arc<AtomicU64>,
 }
@@ -153,6 +170,7 @@ pub(crate) struct Deletion {
     keys: Vec<String>,
     /// Index objects, which local state forgets first.
     index: bool,
+    spared: Arc<AtomicBool>,
     counted: Counted,
 }
 
@@ -167,20 +185,27 @@ impl Drop for Counted {
 
 impl Doomed {
     pub(crate) fn object(fs: &Fs, key: String) -> Doomed {
-        *fs.doomed.lock().entry(key.clone()).or_default() += 1;
-        let spared = AtomicBool::new(false);
-        Doomed { keys: vec![key], spared, index: false, to: fs.deleter.clone(), count: fs.deletions.clone() }
+        Doomed::new(fs, vec![key], false)
     }
 
     pub(crate) fn index(fs: &Fs, dir: DirId, remote: &Remote) -> Doomed {
-        let (keys, spared) = (fs.index.keys_of(dir, remote), AtomicBool::new(false));
-        Doomed { keys, spared, index: true, to: fs.deleter.clone(), count: fs.deletions.clone() }
+        Doomed::new(fs, fs.index.keys_of(dir, remote), true)
+    }
+
+    fn new(fs: &Fs, keys: Vec<String>, index: bool) -> Doomed {
+        let first = keys.first().cloned().unwrap_or_default();
+        let spared = {
+            let mut doomed = fs.doomed.lock();
+            let fate = doomed.entry(first).or_default();
+            fate.deletions += 1;
+            fate.spared.clone()
+        };
+        Doomed { keys, index, spared, to: fs.deleter.clone(), count: fs.deletions.clone() }
     }
 
     /// Nothing is deleted after all.
     pub(crate) fn spare(&self, fs: &Fs) {
-        self.spared.store(true, Ordering::Release);
-        self.keys.iter().for_each(|key| fs.reprieve(key));
+        self.keys.first().into_iter().for_each(|key| fs.spare_key(key));
     }
 }
 
@@ -192,7 +217,8 @@ impl Drop for Doomed {
         // When nobody listens the mount is going down: the objects stay as orphans, which harm nothing.
         self.count.fetch_add(1, Ordering::AcqRel);
         let counted = Counted(self.count.clone());
-        let _ = self.to.send(Deletion { keys: std::mem::take(&mut self.keys), index: self.index, counted });
+        let (keys, spared) = (std::mem::take(&mut self.keys), self.spared.clone());
+        let _ = self.to.send(Deletion { keys, index: self.index, spared, counted });
     }
 }
 
@@ -217,8 +243,11 @@ pub struct Fs {
     deletions: Arc<AtomicU64>,
     /// Keys of file objects that are to be deleted, until the store has said that they are. A deletion whose answer was lost is
     /// repeated: no new object may have such a key.
-    /// With the number of deletions: a file that is removed while a version of it is on its way is deleted twice.
-    doomed: parking_lot::Mutex<HashMap<String, u32>>,
+    doomed: parking_lot::Mutex<HashMap<String, Fate>>,
+    /// The last look at a directory found the store away: nobody waits for the next.
+    away: AtomicBool,
+    /// Conflicts with other machines that were settled.
+    conflicts: AtomicU64,
     /// Directories with names to write, and whether somebody waits for them.
     kicked: parking_lot::Mutex<HashSet<DirId>>,
     kick_bell: Arc<Notify>,
@@ -241,14 +270,22 @@ pub struct Fs {
 }
 
 impl Fs {
-    /// One deletion of a key is done, or called off.
-    fn reprieve(&self, key: &str) {
+    /// One deletion of a key is done.
+    fn reprieve(&self, key: &str, spared: &Arc<AtomicBool>) {
         let mut doomed = self.doomed.lock();
-        if let Some(left) = doomed.get_mut(key) {
-            *left -= 1;
-            if *left == 0 {
+        // Deletions that were called off do not count against later ones.
+        if let Some(fate) = doomed.get_mut(key).filter(|f| Arc::ptr_eq(&f.spared, spared)) {
+            fate.deletions -= 1;
+            if fate.deletions == 0 {
                 doomed.remove(key);
             }
+        }
+    }
+
+    /// Calls off all deletions of what begins with a key.
+    fn spare_key(&self, key: &str) {
+        if let Some(fate) = self.doomed.lock().remove(key) {
+            fate.spared.store(true, Ordering::Release);
         }
     }
 
@@ -292,10 +329,11 @@ impl Fs {
         let links = st.links;
         let mut due = Vec::new();
         for (dir, name, mut change) in ops {
+            // What an old name was still to drop belongs to the new one.
+            change.after.append(&mut due);
+            self.end_moves(st, dir, &name, &mut change);
             if let Some(cell) = st.dirs.get_mut(&dir) {
                 let names_change = cell.dir.get(&name).is_none() != change.entry.is_none() || change.entry.is_none();
-                // What an old name was still to drop belongs to the new one.
-                change.after.append(&mut due);
                 due.extend(cell.dir.set(&name, seq, change));
                 if names_change && dir != links {
                     cell.times = Some(now);
@@ -304,6 +342,22 @@ impl Fs {
             }
         }
         due
+    }
+
+    /// What was renamed to a name here and is removed or replaced now goes with its old name: not before that is taken away.
+    fn end_moves(&self, st: &mut State, dir: DirId, name: &[u8], change: &mut Change) {
+        let Some(cell) = st.dirs.get(&dir) else { return };
+        let stays = match (cell.dir.get(name), &change.entry) {
+            (Some(old), Some(new)) => crate::tree::merge::same(old, new),
+            (old, _) => old.is_none() || !change.wait.is_empty(),
+        };
+        let tokens = if stays { Vec::new() } else { cell.dir.carried(name) };
+        if tokens.is_empty() {
+            return;
+        }
+        for cell in st.dirs.values_mut() {
+            change.after = cell.dir.end_of_move(&tokens, std::mem::take(&mut change.after));
+        }
     }
 
     /// Asks for an index write of a directory, soon.
@@ -332,7 +386,7 @@ impl Fs {
         if cell(&self.state.lock())?.is_none() {
             return Ok(());
         }
-        let merged = self.read_index(id).await?;
+        let merged = self.read_index(id, false).await?;
         let pending = {
             let mut st = self.state.lock();
             let Some(cell) = st.dirs.get(&id) else { return fail(Kind::Stale, "the directory was removed") };

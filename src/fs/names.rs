@@ -97,7 +97,7 @@ impl Fs {
             return fail(Kind::NameTooLong, "a name holds up to 255 bytes");
         }
         let dir = self.dir(parent).await?;
-        self.refresh_soon(dir);
+        self.fresh(dir).await;
         for last in [false, true] {
             self.reach(&[(dir, name)]).await?;
             let found = self.lookup_in(&mut self.state.lock(), parent, dir, name);
@@ -286,7 +286,12 @@ impl Fs {
                     let behind = file.live.lock().dirty();
                     file.live.lock().unlinked = true;
                     *file.place.lock() = None;
-                    if file.opens.load(Ordering::Acquire) == 0 {
+                    self.note_gone(&file);
+                    let rescue = {
+                        let live = file.live.lock();
+                        live.rescuing() || !live.stuck.is_empty()
+                    };
+                    if file.opens.load(Ordering::Acquire) == 0 && !rescue {
                         st.files.remove(&f.file_id);
                         if let Some(n) = ino.and_then(|i| st.nodes.get_mut(&i)) {
                             n.lost = behind;

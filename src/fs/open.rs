@@ -23,7 +23,6 @@ use crate::tree::io::{IndexIo, Memory};
 use crate::types::{DirId, FileId, Hash, Mode};
 use crate::write::spool::Spool;
 use crate::write::upload::Uploader;
-use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -36,6 +35,8 @@ pub trait Sink: Send + Sync + 'static {
     fn object_missing(&self, key: &str, file: FileId, generation: u64);
     /// Something went wrong that a person may want to know of.
     fn trouble(&self, error: &Error);
+    /// This machine and another one changed the same file or name.
+    fn conflict(&self, _what: super::conflict::Conflict) {}
     /// A version of a file is in the bucket.
     fn saved(&self, file: FileId, generation: u64);
     /// The kernel shall forget something.
@@ -127,21 +128,6 @@ fn root_entry(root: &DirRef, options: &Options) -> Arc<Entry> {
     })
 }
 
-fn nothing_yet(root: DirId, links: DirId) -> State {
-    State {
-        nodes: HashMap::new(),
-        places: HashMap::new(),
-        dirs: HashMap::new(),
-        files: HashMap::new(),
-        unborn: HashSet::new(),
-        root,
-        links,
-        coming: HashMap::new(),
-        seq: 0,
-        grown: 0,
-    }
-}
-
 impl Fs {
     /// Opens the filesystem: takes over what an earlier mount left, and starts the tasks that upload and commit. Within a tokio
     /// runtime.
@@ -164,7 +150,7 @@ impl Fs {
             counter: AtomicU64::new(0),
             strays: parking_lot::Mutex::default(),
         });
-        let mut st = nothing_yet(root.dir_id, keys.links_dir().dir_id);
+        let mut st = State::new(root.dir_id, keys.links_dir().dir_id);
         st.dirs.insert(root.dir_id, DirCell::new(Dir::unloaded(root.dir_id), root.dir_key.clone(), None));
         let left = recover(&mut st, &disk, &owner(LogKind::Journal), &spool, &env)?;
         let links = keys.links_dir();
@@ -192,6 +178,8 @@ impl Fs {
             deleter,
             deletions: Arc::default(),
             doomed: parking_lot::Mutex::default(),
+            conflicts: AtomicU64::new(0),
+            away: AtomicBool::new(false),
             kicked: parking_lot::Mutex::default(),
             kick_bell: kick_bell.clone(),
             committed: Notify::new(),
@@ -248,15 +236,16 @@ impl Fs {
                 let _slot = slot;
                 let _counted = d.counted;
                 for key in &d.keys {
+                    if d.spared.load(Ordering::Acquire) {
+                        return;
+                    }
                     if d.index
                         && let Err(e) = this.index.forget(key)
                     {
                         tracing::warn!("local state could not forget an index object: {e}");
                     }
                     match this.store.delete(key).await {
-                        Ok(()) => {
-                            this.reprieve(key);
-                        }
+                        Ok(()) => this.reprieve(key, &d.spared),
                         // It may still be carried out: the key stays out of use.
                         Err(e) => tracing::warn!("an unneeded object could not be deleted and stays behind: {e}"),
                     }
@@ -317,6 +306,15 @@ impl Fs {
         let (used, limit) = self.spool.usage();
         s.spool = Fill { used, limit };
         s.open_files = self.handles.lock().len() as u64;
+        s.conflicts.settled = self.conflicts.load(Ordering::Relaxed);
+        for file in self.state.lock().files.values() {
+            let live = file.live.lock();
+            s.conflicts.waiting += live.beaten.len() as u64 + u64::from(live.orphan.is_some());
+            s.conflicts.stuck += live.stuck.len() as u64;
+        }
+        if s.conflicts.stuck > 0 && s.health == Health::Ok {
+            s.health = Health::Degraded;
+        }
         if self.stopping.load(Ordering::Acquire) {
             s.health = Health::Draining;
         } else if self.state.lock().files.values().any(|f| f.live.lock().error.is_some()) && s.health == Health::Ok {

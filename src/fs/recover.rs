@@ -6,18 +6,19 @@
 use super::Fs;
 use super::file::{File, Froze, Version};
 use super::journal::{Journal, Line, Replayed};
+use super::rescue::Beaten;
 use super::state::{DirCell, Place, State};
 use crate::crypto::secmem::SecretKey;
 use crate::disk::Disk;
 use crate::env::Env;
-use crate::error::{Error, Kind, Result};
-use crate::format::entry::Body;
+use crate::error::{Error, Result};
+use crate::format::entry::{Body, Entry};
 use crate::sealedlog::{ClosedLog, LogOwner};
 use crate::store::UploadId;
 use crate::tree::dir::{Change, Dir, Left as Parted, MoveToken};
 use crate::types::{DirId, FileId, Hash, LinkRef};
-use crate::write::spool::{DestroyLogs, Found, Head, Spool};
-use std::collections::{BTreeMap, HashMap};
+use crate::write::spool::{DestroyLogs, Found, Head, HeadVersion, Spool};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -61,6 +62,10 @@ pub(super) fn recover(st: &mut State, disk: &Arc<dyn Disk>, journal_owner: &LogO
     let uploads = found.iter_mut().flat_map(|f| std::mem::take(&mut f.uploads)).collect();
     let places = put_names(st, &replayed);
     let mut files = put_files(st, found, &places, spool);
+    for file in &files {
+        let place = file.place.lock().clone();
+        file.live.lock().gone |= place.is_some_and(|p| replayed.removed.contains(&p));
+    }
     files.extend(put_empty_files(st, &replayed));
     let lines: Vec<(u64, Line)> = replayed.names.into_values().collect();
     let journal = Journal::begin(disk.clone(), journal_owner.clone(), env.clone(), &lines)?;
@@ -79,6 +84,19 @@ fn cell<'s>(st: &'s mut State, id: DirId, key: &SecretKey) -> &'s mut DirCell {
     })
 }
 
+/// What tells files and directories apart.
+fn id_of(e: &Entry) -> Option<[u8; 32]> {
+    match &e.body {
+        Body::File(f) => Some(f.file_id.0),
+        Body::Dir { dir_id, .. } => {
+            let mut id = [0; 32];
+            id[..16].copy_from_slice(&dir_id.0);
+            Some(id)
+        }
+        _ => None,
+    }
+}
+
 /// Makes the journal's names pending again. Returns where it saw files.
 fn put_names(st: &mut State, replayed: &Replayed) -> HashMap<FileId, Place> {
     let mut places = HashMap::new();
@@ -86,6 +104,8 @@ fn put_names(st: &mut State, replayed: &Replayed) -> HashMap<FileId, Place> {
     lines.sort_by_key(|(seq, _)| *seq);
     st.seq = st.seq.max(replayed.seq);
     st.unborn.extend(&replayed.unborn);
+    let ids: HashSet<[u8; 32]> =
+        lines.iter().filter(|(_, l)| l.dir != st.links).filter_map(|(_, l)| id_of(l.entry.as_deref()?)).collect();
     // In the bucket, an inode counts a name before it comes and until it is gone.
     let token = || Arc::new(MoveToken::default());
     let gone: HashMap<LinkRef, _> = lines.iter().flat_map(|(_, l)| &l.left).map(|r| (*r, token())).collect();
@@ -110,10 +130,15 @@ fn put_names(st: &mut State, replayed: &Replayed) -> HashMap<FileId, Place> {
             let side = if line.entry.is_some() { &mut change.carry } else { &mut change.wait };
             side.extend(moves.get(seq).cloned());
         }
-        cell(st, line.dir, &line.key).dir.set(&line.name, *seq, change);
+        let base = line.seen.first().and_then(|b| id_of(b.as_deref()?));
+        let moved = base.is_some_and(|b| line.entry.as_deref().and_then(id_of) != Some(b) && ids.contains(&b));
+        let dir = &mut cell(st, line.dir, &line.key).dir;
+        dir.set(&line.name, *seq, change);
+        dir.recall(&line.name, &line.seen, moved);
         let place = (line.dir, line.name.clone());
         match line.entry.as_deref().map(|e| &e.body) {
             Some(Body::File(f)) => {
+                st.renamed.put(f.file_id, place.clone());
                 places.insert(f.file_id, place);
             }
             Some(Body::Dir { dir_id, dir_key }) => cell(st, *dir_id, dir_key).place = Some(place),
@@ -155,7 +180,7 @@ fn put_empty_files(st: &mut State, replayed: &Replayed) -> Vec<Arc<File>> {
 
 fn put_file(st: &mut State, id: FileId, layers: Vec<Found>, places: &HashMap<FileId, Place>, spool: &Spool) -> Option<Arc<File>> {
     let mut layers = layers.into_iter();
-    let Found { head, mut layer, mut size, mut intents, .. } = layers.next()?;
+    let Found { mut head, mut layer, mut size, mut intents, mut gone, .. } = layers.next()?;
     let place = places.get(&id).cloned().or_else(|| {
         (!head.name.is_empty()).then(|| {
             cell(st, head.dir_id, &head.dir_key);
@@ -164,7 +189,17 @@ fn put_file(st: &mut State, id: FileId, layers: Vec<Found>, places: &HashMap<Fil
     });
     // Versions that were about to be written from the topmost layer with data hold everything; those of lower ones do not.
     let mut whole = intents.clone();
+    let mut beaten = Vec::new();
     for upper in layers {
+        gone |= upper.gone;
+        // The upper layer lies on another machine's version: what lies below it was on its way to a file of its own.
+        let over = |v: &HeadVersion| head.version.as_ref().is_some_and(|h| v.generation > h.generation);
+        if upper.head.version.as_ref().is_some_and(|v| over(v) && !intents.contains(&v.trailer_hash)) {
+            beaten.push((std::mem::take(&mut layer), head.version.take(), size));
+            (layer, size, intents, head) = (upper.layer, upper.size, upper.intents, upper.head);
+            whole.clone_from(&intents);
+            continue;
+        }
         if !upper.layer.is_clean() {
             whole.clear();
         }
@@ -176,14 +211,7 @@ fn put_file(st: &mut State, id: FileId, layers: Vec<Found>, places: &HashMap<Fil
     if let Err(e) = layer.annex(spool, &Head { size, ..head.clone() }) {
         tracing::warn!("the spool has no room for a note on a recovered file: {e}");
     }
-    let version = head.version.map(|v| Version {
-        generation: v.generation,
-        trailer_hash: v.trailer_hash,
-        size: v.size,
-        object_len: v.object_len,
-        key: v.key,
-    });
-    let mut file = File::new(id, head.file_key, place, version);
+    let mut file = File::new(id, head.file_key, place, head.version.map(version));
     let io = file.io.get_mut();
     io.size = size;
     io.froze = Froze { size, changes: 1, times: None };
@@ -191,8 +219,13 @@ fn put_file(st: &mut State, id: FileId, layers: Vec<Found>, places: &HashMap<Fil
     io.frozen = Some(Arc::new(layer));
     let live = file.live.get_mut();
     (live.size, live.changes, live.unsaved_bytes) = (size, 1, bytes);
-    (live.intents, live.whole, live.held) = (intents, whole, true);
+    (live.intents, live.whole, live.held, live.gone) = (intents, whole, true, gone);
+    live.found = beaten.into_iter().map(|(layer, below, size)| (layer, below.map(version), size)).collect();
     Some(Arc::new(file))
+}
+
+fn version(v: HeadVersion) -> Version {
+    Version { generation: v.generation, trailer_hash: v.trailer_hash, size: v.size, object_len: v.object_len, key: v.key }
 }
 
 impl Fs {
@@ -228,10 +261,12 @@ impl Fs {
                 break st.dirs.get(&dir).and_then(|c| c.dir.get(&name)).cloned();
             }
         };
-        let Some(Body::File(f)) = entry.as_ref().map(|e| &e.body) else { return Ok(false) };
-        if f.file_id != file.id {
-            return Ok(false);
-        }
+        self.take_found(file);
+        let named = entry.as_ref().and_then(|e| match &e.body {
+            Body::File(f) if f.file_id == file.id => Some(f),
+            _ => None,
+        });
+        let Some(f) = named else { return Ok(self.outlives_its_name(file)) };
         let (ours, whole) = {
             let live = file.live.lock();
             let names = |hashes: &[Hash]| f.generation > 0 && hashes.contains(&f.trailer_hash);
@@ -246,7 +281,8 @@ impl Fs {
             return Ok(false);
         }
         if below < f.generation && below > 0 && !ours {
-            return Err(Error::new(Kind::Stale, "another machine changed a file that this one has unsent data of"));
+            // The save that follows finds the other machine's version in the way, and makes this one a file of its own.
+            return Ok(true);
         }
         if below < f.generation
             && let Some(e) = &entry
@@ -255,6 +291,27 @@ impl Fs {
             io.object = None;
         }
         Ok(true)
+    }
+
+    /// Layers below another machine's version go on to become a file of their own.
+    fn take_found(&self, file: &File) {
+        let (dir, entry) = self.entry_for(&self.state.lock(), file);
+        let mut live = file.live.lock();
+        for (layer, below, size) in std::mem::take(&mut live.found) {
+            live.beaten.push(Arc::new(Beaten::found(dir, entry.clone(), layer, below, size)));
+        }
+    }
+
+    /// Whether a file that has lost its name is kept: it is, unless this machine took the name away.
+    fn outlives_its_name(&self, file: &Arc<File>) -> bool {
+        let ours = {
+            let st = self.state.lock();
+            let live = file.live.lock();
+            let place = file.place.lock().clone();
+            let removing = |(d, n): &(DirId, Vec<u8>)| st.dirs.get(d).is_some_and(|c| c.dir.pending_seq(n).is_some());
+            live.unlinked || live.gone || place.as_ref().is_none_or(removing)
+        };
+        !ours && self.orphan_if_nameless(file)
     }
 
     /// The bucket has a recovered file's contents already, or the file is gone: its spool goes.

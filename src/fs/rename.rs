@@ -109,6 +109,7 @@ impl Fs {
             st.replace(&places[0], &places[1]);
             if let Some(moved) = &steps[1].change.entry {
                 self.moved(st, moved, places[1].0);
+                remember(st, moved, places[1].0);
             }
             // Who waits for the arrival of what had the old name waits for that of the new one.
             let carried = st.dirs.get_mut(&places[0].0).map(|c| c.dir.release_carry(&places[0].1));
@@ -121,7 +122,8 @@ impl Fs {
     /// Both names stay, and each stands for what the other stood for. In the bucket both always stand for something.
     fn exchange(&self, st: &mut State, m: &Move<'_>, entry: &Arc<Entry>, there: &Arc<Entry>) -> Result<Vec<Guard>> {
         self.attach_dir(st, m.to, there);
-        let mut steps = vec![Step::new(m.from, m.name, Change::default()), Step::new(m.to, m.newname, Change::default())];
+        let change = || Change { exchanged: true, ..Change::default() };
+        let mut steps = vec![Step::new(m.from, m.name, change()), Step::new(m.to, m.newname, change())];
         self.place_at(st, &mut steps, 0, 1, entry)?;
         self.place_at(st, &mut steps, 1, 0, there)?;
         let places = [(m.from, m.name.to_vec()), (m.to, m.newname.to_vec())];
@@ -130,6 +132,7 @@ impl Fs {
             for (i, place) in places.iter().enumerate() {
                 if let Some(moved) = &steps[i].change.entry {
                     self.moved(st, moved, place.0);
+                    remember(st, moved, place.0);
                 }
                 let carried = st.dirs.get_mut(&place.0).map(|c| c.dir.release_carry(&place.1));
                 steps[1 - i].change.carry.extend(carried.unwrap_or_default());
@@ -179,7 +182,7 @@ impl Fs {
     }
 
     /// Tells the file or directory behind an entry where it is now.
-    fn moved(&self, st: &mut State, entry: &Entry, to: DirId) {
+    pub(super) fn moved(&self, st: &mut State, entry: &Entry, to: DirId) {
         let place = Some((to, entry.name.clone()));
         match &entry.body {
             Body::File(f) => {
@@ -194,5 +197,12 @@ impl Fs {
             }
             _ => {}
         }
+    }
+}
+
+/// Another machine may rename the file too: where this one put it.
+fn remember(st: &mut State, entry: &Entry, to: DirId) {
+    if let Body::File(f) = &entry.body {
+        st.renamed.put(f.file_id, (to, entry.name.clone()));
     }
 }

@@ -23,6 +23,9 @@ pub const ROOT_SELF: &[u8] = b".smpfs";
 /// Inode numbers with this bit belong to the control tree.
 pub const CONTROL_BIT: u64 = 1 << 63;
 
+/// Renames that are remembered.
+pub const RENAMED: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(65_535);
+
 /// Where an inode is: directory and name.
 pub type Place = (DirId, Vec<u8>);
 
@@ -36,6 +39,8 @@ pub struct Node {
     pub lookups: u64,
     /// Open handles.
     pub opens: u32,
+    /// Another machine changed it since it was opened last.
+    pub stale_pages: bool,
     /// Kept until the last handle goes: the object of an unlinked file, its spool.
     pub guards: Vec<Guard>,
     /// Unlinked with writes that no version holds and nobody had open: they are gone, and the version before is not the file.
@@ -122,6 +127,8 @@ pub struct State {
     pub links: DirId,
     /// By inode of the links directory: names on their way to the bucket.
     pub coming: HashMap<Vec<u8>, Vec<Arc<MoveToken>>>,
+    /// Where this machine renamed files to of late: another one may have renamed them too.
+    pub renamed: lru::LruCache<FileId, Place>,
     /// Last change number.
     pub seq: u64,
     /// Entries read from the bucket since they were last counted.
@@ -129,6 +136,23 @@ pub struct State {
 }
 
 impl State {
+    /// Nothing but the ids of the root and of the links directory.
+    pub fn new(root: DirId, links: DirId) -> State {
+        State {
+            nodes: HashMap::new(),
+            places: HashMap::new(),
+            dirs: HashMap::new(),
+            files: HashMap::new(),
+            unborn: HashSet::new(),
+            root,
+            links,
+            coming: HashMap::new(),
+            renamed: lru::LruCache::new(RENAMED),
+            seq: 0,
+            grown: 0,
+        }
+    }
+
     /// The next change number.
     pub fn next_seq(&mut self) -> u64 {
         self.seq += 1;
@@ -139,8 +163,8 @@ impl State {
     pub fn line(&self, dir: DirId, cell: &DirCell, name: Vec<u8>, entry: Option<Arc<Entry>>, dead: Option<DirId>) -> Line {
         let entry_unborn =
             matches!(entry.as_deref().map(|e| &e.body), Some(Body::Dir { dir_id, .. }) if self.unborn.contains(dir_id));
-        let (unborn, key) = (self.unborn.contains(&dir), cell.key.clone());
-        Line { dir, key, unborn, name, entry, entry_unborn, dead, delta: Delta::default(), left: Vec::new() }
+        let (unborn, key, seen) = (self.unborn.contains(&dir), cell.key.clone(), cell.dir.seen(&name));
+        Line { dir, key, unborn, name, entry, entry_unborn, dead, delta: Delta::default(), left: Vec::new(), seen }
     }
 
     /// The directory behind an inode.
@@ -198,7 +222,9 @@ impl State {
             return ino;
         }
         let place = (dir, entry.name.clone());
-        let node = Node { place: Some(place.clone()), entry: entry.clone(), lookups, opens: 0, guards: Vec::new(), lost: false };
+        let (opens, guards) = (0, Vec::new());
+        let node =
+            Node { place: Some(place.clone()), entry: entry.clone(), lookups, opens, stale_pages: false, guards, lost: false };
         self.nodes.insert(ino, node);
         self.places.insert(place, ino);
         if let Some(c) = self.dirs.get_mut(&dir) {

@@ -96,6 +96,18 @@ pub struct Trouble {
     pub last_error_time: Option<i64>,
 }
 
+/// What this machine and others changed at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Conflicts {
+    /// Settled since the mount began: nothing is lost, look for names with "conflict" in them.
+    pub settled: u64,
+    /// Versions of files on their way to become files of their own.
+    pub waiting: u64,
+    /// Versions that cannot be put together; what was written is in the spool.
+    pub stuck: u64,
+}
+
 /// A mount's own account of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -134,6 +146,8 @@ pub struct Status {
     pub traffic: Traffic,
     /// Errors.
     pub trouble: Trouble,
+    /// Conflicts with other machines.
+    pub conflicts: Conflicts,
 }
 
 #[cfg(test)]

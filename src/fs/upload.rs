@@ -5,6 +5,7 @@
 
 use super::attr::with_times;
 use super::file::{File, Froze, Version};
+use super::rescue::{Landed, Orphan};
 use super::state::State;
 use super::{Doomed, Fs};
 use crate::crypto::wiped::Wiped;
@@ -19,7 +20,6 @@ use crate::tree::dir::Change;
 use crate::types::{DirId, FileId, Hash, Mode, Time};
 use crate::write::layer::Layer;
 use crate::write::plan::{Old, SegPlan, segments};
-use crate::write::spool::DestroyLogs;
 use crate::write::upload::{Job, OldObject, Plain, Started, Watch, Written};
 use async_trait::async_trait;
 use std::ops::Range;
@@ -95,12 +95,15 @@ enum Saved {
     Yes,
     /// The key was taken by something else: try again with another.
     KeyTaken,
+    /// Another machine was first.
+    Beaten,
 }
 
 impl Fs {
-    /// Whether any upload is queued or under way.
+    /// Whether the spool may get room soon: an upload is queued or under way, or its name is.
     pub(super) fn uploading(&self) -> bool {
-        self.upload_slots.available_permits() < self.opts.uploads
+        let names = || self.state.lock().dirs.values().any(|c| c.dir.has_pending());
+        self.upload_slots.available_permits() < self.opts.uploads || names()
     }
 
     /// Waits while too many files have unsent data.
@@ -157,7 +160,10 @@ impl Fs {
             let bell = file.progress.notified();
             {
                 let mut live = file.live.lock();
-                if live.unlinked || (!live.unborn && live.saved >= target) {
+                if std::mem::take(&mut live.notice) {
+                    return Err(super::file::beaten());
+                }
+                if !live.rescuing() && (live.unlinked || (!live.unborn && live.saved >= target)) {
                     return Ok(());
                 }
                 let stuck = live.error.as_ref().filter(|e| !temporary(e.kind()) || moved.0.elapsed() > self.opts.deadline);
@@ -195,7 +201,7 @@ impl Fs {
             }
             let mut st = self.state.lock();
             let mut live = file.live.lock();
-            if live.dirty() && (file.opens.load(Ordering::Acquire) == 0 || live.wanted > live.saved) {
+            if live.rescuing() || live.dirty() && (file.opens.load(Ordering::Acquire) == 0 || live.wanted > live.saved) {
                 continue;
             }
             live.queued = false;
@@ -234,7 +240,18 @@ impl Fs {
     /// One attempt to save what a file has now.
     async fn save(&self, file: &Arc<File>) -> Result<()> {
         let _turn = file.upload.lock().await;
+        self.keep_beaten(file).await?;
+        if file.live.lock().unlinked {
+            self.give_up_ahead(file).await;
+            return Ok(());
+        }
         let old = self.base(file).await;
+        if old.as_ref().is_err_and(|e| e.kind() == Kind::Stale) {
+            self.orphan_if_nameless(file);
+        }
+        if file.live.lock().rescuing() {
+            return self.keep_beaten(file).await;
+        }
         let Some((layer, froze)) = self.freeze(file).await else {
             self.give_up_ahead(file).await;
             return Ok(());
@@ -248,6 +265,10 @@ impl Fs {
             match self.save_version(file, &layer, froze, old.clone(), lost.as_ref(), readable).await? {
                 Saved::Yes => return Ok(()),
                 Saved::KeyTaken => readable = false,
+                Saved::Beaten => {
+                    drop((layer, old));
+                    return self.keep_beaten(file).await;
+                }
             }
         }
     }
@@ -380,7 +401,7 @@ impl Fs {
     }
 
     /// What the store must hold for the write to go through; without conditions, a look beforehand.
-    async fn condition(&self, old: Option<&OpenObject>, key: &str) -> Result<Cond> {
+    pub(super) async fn condition(&self, old: Option<&OpenObject>, key: &str) -> Result<Cond> {
         let caps = &self.uploader.caps;
         match old {
             Some(o) if caps.put_if_match => Ok(Cond::Match(o.etag().clone())),
@@ -414,7 +435,10 @@ impl Fs {
         };
         let there = match self.within(self.reader.open(&ask)).await {
             Ok(o) => o,
-            Err(e) if e.kind() == Kind::NotFound => return Err(error),
+            Err(e) if e.kind() == Kind::NotFound => {
+                self.name_again(file).await?;
+                return if self.orphan_if_nameless(file) { Ok(Saved::Beaten) } else { Err(error) };
+            }
             Err(e) => return Err(e),
         };
         let ours = file.live.lock().intents.contains(&there.trailer_hash());
@@ -434,7 +458,8 @@ impl Fs {
             io.object = Some(there);
             return fail(Kind::Unavailable, "an earlier upload of the file did land; it is being replaced");
         }
-        Err(Error::new(Kind::Stale, "another machine changed the file first; this machine's version is kept in the spool"))
+        self.beat(file, &mut io, there);
+        Ok(Saved::Beaten)
     }
 
     /// Whether the object at a readable key is one of the file. That it is another's is no reason for alarm: a file keeps its key
@@ -474,9 +499,9 @@ impl Fs {
             // The entry must be in sight; after a failure here the next try finds the version landed.
             self.load_dir(dir).await?;
         }
-        let logs = {
+        let guard = {
             let mut io = file.io.write().await;
-            let logs = io.frozen.take().map(|f| f.logs().to_vec()).unwrap_or_default();
+            let guard = Landed::new(io.frozen.take());
             io.version = Some(version.clone());
             io.object = Some(object);
             let mut live = file.live.lock();
@@ -486,9 +511,8 @@ impl Fs {
             if let Err(e) = io.active.rebase(&self.spool, &version.head()) {
                 tracing::warn!("the spool could not note a version: {e}");
             }
-            logs
+            guard
         };
-        let guard = DestroyLogs(logs);
         let due = {
             let mut st = self.state.lock();
             let due = self.point_entry(&mut st, file, froze, &version, guard);
@@ -509,7 +533,7 @@ impl Fs {
         file: &Arc<File>,
         froze: Froze,
         v: &Version,
-        guard: DestroyLogs,
+        guard: Landed,
     ) -> Vec<crate::tree::dir::Guard> {
         let place = file.place.lock().clone();
         let entry = place.as_ref().and_then(|(d, n)| st.dirs.get(d)?.dir.get(n).cloned());
@@ -518,9 +542,12 @@ impl Fs {
             if file.live.lock().unlinked {
                 // While it was on its way: nothing will ever name the object, but who has the file open still reads it.
                 file.guards.lock().push(Box::new(Doomed::object(self, v.key.clone())));
+                return vec![Box::new(guard)];
             }
-            // Else renamed or removed by another machine: an orphan at worst, and never a deletion of what it names now.
-            return vec![Box::new(guard)];
+            // Renamed or removed by another machine, which may delete the object any moment.
+            let (dir, entry) = self.entry_for(st, file);
+            self.orphan_file(file, Orphan { dir, entry, landed: vec![guard] });
+            return Vec::new();
         };
         let mut e = Entry::clone(&entry);
         if let Body::File(f) = &mut e.body {

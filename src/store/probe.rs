@@ -70,9 +70,14 @@ fn bytes(text: String) -> Vec<Bytes> {
 }
 
 async fn ask_all(store: &dyn Store, base: &str, found: &mut Found) -> Result<()> {
-    let caps = found.caps;
     // The first write tells whether we may write at all.
     let first = store.put(&format!("{base}/write"), bytes("w".into()), Cond::Any).await?;
+    // Some servers answer the start of an upload with something that is none.
+    if let Err(why) = asked(found.caps.multipart, starts(store, format!("{base}/upload"))).await? {
+        found.notes.push(format!("uploads in parts do not work: {why}"));
+        found.caps = Capability { multipart: false, complete_if: false, part_copy: false, ..found.caps };
+    }
+    let caps = found.caps;
     let (absent, swap, complete, copy, part_copy) = tokio::join!(
         asked(caps.put_if_absent, if_absent(store, format!("{base}/absent"))),
         asked(caps.put_if_match, if_match(store, format!("{base}/match"))),
@@ -96,6 +101,12 @@ async fn ask_all(store: &dyn Store, base: &str, found: &mut Found) -> Result<()>
     let part_copy = note(caps.part_copy, "copying parts inside the store does not work", part_copy)?;
     found.caps = Capability { put_if_absent, put_if_match, complete_if, copy, part_copy, ..caps };
     Ok(())
+}
+
+async fn starts(store: &dyn Store, key: String) -> Answer {
+    let id = store.upload_start(&key).await?;
+    store.upload_abort(&key, &id).await?;
+    Ok(Ok(()))
 }
 
 /// Asks only what is claimed. A refusal by the server is an answer; only an unreachable or forbidding store is an error.

@@ -12,9 +12,13 @@
 //! name: the local entry when the name is taken into the batch, `base` when it is pending but not ready, else the entry.
 //!
 //! In the links directory entries count their names (`refs`). Two machines' counts are combined as sets: see [`Delta`].
+//!
+//! What a pending name meets when the bucket is read again is in `meet.rs`.
 
-use super::delta::{Delta, combine};
-use crate::format::entry::{Body, Entry, link_id};
+use super::delta::Delta;
+use super::meet::Clash;
+use super::merge::same;
+use crate::format::entry::Entry;
 use crate::types::{DirId, LinkRef};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,37 +37,79 @@ impl MoveToken {
         self.0.load(Ordering::Acquire)
     }
 
-    pub(super) fn set(&self) {
+    /// Nobody needs to wait for the arrival any more.
+    pub fn arrive(&self) {
         self.0.store(true, Ordering::Release);
     }
 }
 
+/// States of a name that this machine may have written, and that are no surprise when the bucket holds them.
+const TRIED: usize = 16;
+
 /// A change of one name that the bucket does not hold yet.
 #[derive(Default)]
-struct Pending {
-    seq: u64,
+pub(super) struct Pending {
+    pub(super) seq: u64,
+    /// `base` is what the bucket held. After a crash nobody may know.
+    pub(super) known: bool,
+    /// What was written here or may have been, beside `base`.
+    pub(super) tried: Vec<Option<Arc<Entry>>>,
+    /// The write under way is the first that holds what is pending.
+    pub(super) flew: bool,
+    /// What `base` stands for has another name on this machine: taking this one away deletes nothing.
+    pub(super) moved: bool,
+    /// What was shown when the name was moved away last.
+    pub(super) off: Option<Arc<Entry>>,
     /// The bucket has all changes before this number.
-    since: u64,
-    base: Option<Arc<Entry>>,
+    pub(super) since: u64,
+    pub(super) base: Option<Arc<Entry>>,
     /// Part of an index write under way: the bucket may get it any moment.
-    in_flight: bool,
+    pub(super) in_flight: bool,
     /// An index write that had it failed, and may have been carried out all the same; a merge tells.
-    unsure: bool,
-    wait: Vec<Arc<MoveToken>>,
-    carry: Vec<Arc<MoveToken>>,
-    after: Vec<Guard>,
+    pub(super) unsure: bool,
+    pub(super) wait: Vec<Arc<MoveToken>>,
+    pub(super) carry: Vec<Arc<MoveToken>>,
+    pub(super) after: Vec<Guard>,
     /// Links that the bucket may still hold under this name, and the change that took them away.
-    left: Vec<(u64, Left)>,
+    pub(super) left: Vec<(u64, Left)>,
     /// What was done to the names that lead here, since `base`.
-    delta: Delta,
+    pub(super) delta: Delta,
     /// Names that were taken away here and may still be in the bucket: they are counted there until they have gone.
-    held: Vec<Left>,
+    pub(super) held: Vec<Left>,
 }
 
 /// A name of a file with several that is gone: set once the bucket does not hold it any more.
 pub type Left = (LinkRef, Arc<MoveToken>);
 
-struct Slot {
+impl Pending {
+    /// The name stands for `entry` now, and what was `shown` has another name, if it `leaves`.
+    fn leave(&mut self, shown: &Option<Arc<Entry>>, entry: &Option<Arc<Entry>>, leaves: bool) {
+        if alike(entry, &self.base) {
+            self.moved = false;
+        } else if leaves && alike(shown, &self.base) {
+            self.moved = true;
+        }
+        if leaves {
+            self.off.clone_from(shown);
+        } else if alike(entry, &self.off) {
+            self.off = None;
+        }
+    }
+
+    /// Part of an index write from now on.
+    fn fly(&mut self, entry: Option<Arc<Entry>>) {
+        self.in_flight = true;
+        self.flew = !self.tried.contains(&entry);
+        if self.flew {
+            if self.tried.len() >= TRIED {
+                self.tried.remove(0);
+            }
+            self.tried.push(entry);
+        }
+    }
+}
+
+pub(super) struct Slot {
     cookie: u64,
     entry: Arc<Entry>,
 }
@@ -83,32 +129,10 @@ pub struct Change {
     pub left: Vec<Left>,
     /// In the links directory: names that are taken off the entry once they have gone.
     pub held: Vec<Left>,
+    /// What the name stood for gets another name in the same step, and this one something else.
+    pub exchanged: bool,
     /// After a crash: what was done to the entry's names. Otherwise it follows from what is shown.
     pub delta: Option<Delta>,
-}
-
-/// What a merge found besides names that changed.
-#[derive(Default)]
-pub struct Merged {
-    /// Names whose shown entry changed.
-    pub changed: Vec<Vec<u8>>,
-    /// Names that this machine changed or removed as the only one of a file, and that another machine has made a link meanwhile:
-    /// what they were to become here.
-    pub linked: Vec<Linked>,
-    /// Removed here, and another machine has given it a name: what hung on the removal.
-    pub kept: Vec<(Vec<u8>, Vec<Guard>)>,
-}
-
-/// A name that is a link now.
-pub struct Linked {
-    /// The name.
-    pub name: Vec<u8>,
-    /// This machine's entry for it; `None` when it was removed here.
-    pub mine: Option<Arc<Entry>>,
-    /// What the bucket holds.
-    pub theirs: Arc<Entry>,
-    /// What hung on the change.
-    pub after: Vec<Guard>,
 }
 
 /// A name taken into an index write.
@@ -135,17 +159,17 @@ pub struct Unsettled {
     /// Links that the bucket may still hold under the name.
     pub left: Vec<LinkRef>,
 }
-
 /// A directory in memory.
 pub struct Dir {
     /// Its id.
     pub id: DirId,
-    loaded: bool,
+    pub(super) loaded: bool,
     /// Taken for new and empty after a crash, yet the bucket may hold a first version.
-    presumed: bool,
-    entries: BTreeMap<Vec<u8>, Slot>,
+    pub(super) presumed: bool,
+    pub(super) entries: BTreeMap<Vec<u8>, Slot>,
     order: BTreeMap<u64, Vec<u8>>,
-    pending: BTreeMap<Vec<u8>, Pending>,
+    pub(super) pending: BTreeMap<Vec<u8>, Pending>,
+    pub(super) clashes: Vec<Clash>,
     next_cookie: u64,
     dirs: u32,
 }
@@ -163,6 +187,7 @@ impl Dir {
             entries: BTreeMap::new(),
             order: BTreeMap::new(),
             pending: BTreeMap::new(),
+            clashes: Vec::new(),
             next_cookie: FIRST_COOKIE,
             dirs: 0,
         }
@@ -289,7 +314,7 @@ impl Dir {
         self.entries.values().map(|s| &s.entry)
     }
 
-    fn show(&mut self, name: &[u8], entry: Option<Arc<Entry>>) {
+    pub(super) fn show(&mut self, name: &[u8], entry: Option<Arc<Entry>>) {
         match entry {
             Some(entry) => {
                 self.dirs += u32::from(entry.is_dir());
@@ -317,11 +342,13 @@ impl Dir {
     /// Returns guards that have become due at once: a file that came and went before the bucket heard of it.
     pub fn set(&mut self, name: &[u8], seq: u64, change: Change) -> Vec<Guard> {
         let shown = self.get(name).cloned();
-        let Change { entry, wait, carry, after, left, held, delta } = change;
+        let Change { entry, wait, carry, after, left, held, exchanged, delta } = change;
         let known = self.loaded && !self.presumed;
-        let fresh = || Pending { base: shown.clone(), since: seq, ..Pending::default() };
+        let fresh = || Pending { base: shown.clone(), since: seq, known, ..Pending::default() };
         let p = self.pending.entry(name.to_vec()).or_insert_with(fresh);
         p.seq = seq;
+        let leaves = exchanged || entry.is_none() && !wait.is_empty();
+        p.leave(&shown, &entry, leaves);
         p.after.extend(after);
         p.left.extend(left.into_iter().map(|l| (seq, l)));
         p.held.extend(held);
@@ -332,7 +359,7 @@ impl Dir {
         // Whoever waited for an arrival under this name waits no more once the name holds something else.
         let keep = std::mem::replace(&mut p.carry, carry);
         if entry.is_none() {
-            keep.iter().for_each(|t| t.set());
+            keep.iter().for_each(|t| t.arrive());
             p.wait.extend(wait);
             p.wait.extend(p.held.drain(..).map(|(_, token)| token));
         } else {
@@ -347,78 +374,30 @@ impl Dir {
         }
     }
 
+    /// The arrival tokens of a pending name.
+    pub fn carried(&self, name: &[u8]) -> Vec<Arc<MoveToken>> {
+        self.pending.get(name).map(|p| p.carry.clone()).unwrap_or_default()
+    }
+
+    /// What was moved is gone for good: the old name that waits for one of the tokens is a removal like any other from now on, and
+    /// takes `guards` over. They come back when no name here waits.
+    pub fn end_of_move(&mut self, tokens: &[Arc<MoveToken>], guards: Vec<Guard>) -> Vec<Guard> {
+        let waits = |p: &&mut Pending| p.wait.iter().any(|w| tokens.iter().any(|t| Arc::ptr_eq(t, w)));
+        let mut guards = Some(guards);
+        for p in self.pending.values_mut().filter(waits) {
+            (p.moved, p.off) = (false, None);
+            if p.base.is_some()
+                && let Some(g) = guards.take()
+            {
+                p.after.extend(g);
+            }
+        }
+        guards.unwrap_or_default()
+    }
+
     /// Takes the arrival tokens off a pending name, for a rename that goes on from there.
     pub fn release_carry(&mut self, name: &[u8]) -> Vec<Arc<MoveToken>> {
         self.pending.get_mut(name).map(|p| std::mem::take(&mut p.carry)).unwrap_or_default()
-    }
-
-    /// Takes in what the bucket holds for the names that `covers` accepts (a shard's, or all). Pending names keep their local
-    /// entry and learn their base; names of inodes are combined.
-    pub fn merge(&mut self, remote: Vec<Arc<Entry>>, covers: impl Fn(&[u8]) -> bool) -> Merged {
-        let mut out = Merged::default();
-        let mut theirs: BTreeMap<Vec<u8>, Arc<Entry>> = remote.into_iter().map(|e| (e.name.clone(), e)).collect();
-        let gone: Vec<Vec<u8>> = self
-            .entries
-            .keys()
-            .filter(|n| covers(n) && !theirs.contains_key(*n) && !self.pending.contains_key(*n))
-            .cloned()
-            .collect();
-        for name in gone {
-            self.show(&name, None);
-            out.changed.push(name);
-        }
-        let pending: Vec<Vec<u8>> = self.pending.keys().filter(|n| covers(n)).cloned().collect();
-        for name in pending {
-            let base = theirs.remove(&name);
-            self.merge_pending(name, base, &mut out);
-        }
-        for (name, entry) in theirs {
-            if self.get(&name).is_none_or(|e| **e != *entry) {
-                self.show(&name, Some(entry));
-                out.changed.push(name);
-            }
-        }
-        // A removal of something the bucket does not hold is done.
-        let done: Vec<Vec<u8>> = self
-            .pending
-            .iter()
-            .filter(|(n, p)| covers(n) && p.base.is_none() && !p.in_flight && !self.entries.contains_key(*n))
-            .map(|(n, _)| n.clone())
-            .collect();
-        for name in done {
-            drop(self.pending.remove(&name).map(Pending::settle));
-        }
-        self.loaded = true;
-        self.presumed = false;
-        out
-    }
-
-    /// A pending name learns what the bucket holds.
-    fn merge_pending(&mut self, name: Vec<u8>, theirs: Option<Arc<Entry>>, out: &mut Merged) {
-        let mine = self.get(&name).cloned();
-        let Some(p) = self.pending.get_mut(&name) else { return };
-        p.unsure = false;
-        let old = std::mem::replace(&mut p.base, theirs.clone());
-        let counted = [&mine, &theirs, &old].into_iter().flatten().any(|e| !e.refs.is_empty()) || !p.delta.is_empty();
-        if !counted {
-            // The file that this machine knew under this name has several names now.
-            let was = [&mine, &old].map(|e| e.as_ref().and_then(file_link));
-            if let Some(now) = theirs.filter(|t| t.link().is_some_and(|l| was.contains(&Some(l.id)))) {
-                let after = std::mem::take(&mut p.after);
-                out.linked.push(Linked { name, mine, theirs: now, after });
-            }
-            return;
-        }
-        let combined = combine(mine.as_deref(), old.as_deref(), theirs.as_deref(), &p.delta);
-        if mine.is_none() && combined.is_some() {
-            out.kept.push((name.clone(), std::mem::take(&mut p.after)));
-        }
-        let combined = match &mine {
-            Some(m) if combined.as_ref() == Some(m) => return,
-            _ => combined.map(Arc::new),
-        };
-        self.show(&name, combined);
-        out.changed.push(name);
     }
 
     /// Takes the pending names that can be written now: removals whose moved file has arrived, and entries that `ready` accepts
@@ -444,7 +423,7 @@ impl Dir {
                 break;
             }
             if p.wait.iter().all(arrives) {
-                p.in_flight = true;
+                p.fly(None);
                 batch.push(Taken { name: name.clone(), seq: p.seq, entry: None });
             }
         }
@@ -478,18 +457,23 @@ impl Dir {
                 // All that is left to do is to take names off, and they are still there.
                 continue;
             }
-            p.in_flight = true;
+            p.fly(Some(entry.clone()));
             here.extend(p.carry.iter().cloned());
             batch.push(Taken { name: name.clone(), seq: p.seq, entry: Some(entry) });
         }
     }
 
-    /// The write of `batch` failed, or nobody knows: its names are pending as before. Merge what the bucket holds before the next.
-    pub fn untake(&mut self, batch: &[Taken]) {
+    /// The write of `batch` failed (`refused`: for certain), or nobody knows: its names are pending as before. Merge what the
+    /// bucket holds before the next.
+    pub fn untake(&mut self, batch: &[Taken], refused: bool) {
         for t in batch {
             if let Some(p) = self.pending.get_mut(&t.name) {
                 p.in_flight = false;
                 p.unsure = true;
+                // Should the bucket hold the same by now, then it is another machine's doing.
+                if std::mem::take(&mut p.flew) && refused {
+                    p.tried.pop();
+                }
             }
         }
     }
@@ -526,7 +510,7 @@ impl Dir {
             p.left.retain(|(seq, (_, token))| {
                 let gone = *seq <= t.seq;
                 if gone {
-                    token.set();
+                    token.arrive();
                     awaited = true;
                 }
                 !gone
@@ -534,7 +518,7 @@ impl Dir {
             let whole = t.seq == p.seq && t.entry == shown;
             if t.seq == p.seq {
                 awaited |= !p.carry.is_empty();
-                p.carry.drain(..).for_each(|t| t.set());
+                p.carry.drain(..).for_each(|t| t.arrive());
             }
             if whole || (t.entry.is_none() && shown.is_none()) {
                 due.extend(self.pending.remove(&t.name).map(Pending::settle).unwrap_or_default());
@@ -544,7 +528,10 @@ impl Dir {
                 // Nothing is missing but that names are taken off which are still there.
                 due.append(&mut p.after);
             }
-            (p.base, p.since) = (t.entry.clone(), t.seq + 1);
+            // Moved away while it was on its way: it has another name all the same.
+            p.moved = alike(&p.off, &t.entry) && !alike(&shown, &t.entry);
+            (p.base, p.since, p.known) = (t.entry.clone(), t.seq + 1, true);
+            p.tried.clear();
             p.delta = Delta::between(refs_of(t.entry.as_deref()), refs_of(shown.as_deref()));
         }
         (due, awaited)
@@ -553,9 +540,9 @@ impl Dir {
 
 impl Pending {
     /// The bucket has it: whoever waited for it goes on. Gives the guards that are due.
-    fn settle(self) -> Vec<Guard> {
-        self.carry.iter().for_each(|t| t.set());
-        self.left.iter().for_each(|(_, (_, t))| t.set());
+    pub(super) fn settle(self) -> Vec<Guard> {
+        self.carry.iter().for_each(|t| t.arrive());
+        self.left.iter().for_each(|(_, (_, t))| t.arrive());
         self.after
     }
 
@@ -573,18 +560,10 @@ impl Pending {
     }
 }
 
-fn refs_of(entry: Option<&Entry>) -> &[LinkRef] {
+fn alike(a: &Option<Arc<Entry>>, b: &Option<Arc<Entry>>) -> bool {
+    matches!((a, b), (Some(a), Some(b)) if same(a, b))
+}
+
+pub(super) fn refs_of(entry: Option<&Entry>) -> &[LinkRef] {
     entry.map_or(&[], |e| &e.refs)
 }
-
-/// The link id of a file that has one name.
-fn file_link(entry: &Arc<Entry>) -> Option<crate::types::LinkId> {
-    match &entry.body {
-        Body::File(f) => Some(link_id(&f.file_id)),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-#[path = "dir_tests.rs"]
-mod tests;

@@ -1,8 +1,10 @@
 //! Tests of a directory in memory.
 
-use super::*;
-use crate::format::entry::{Attributes, Body};
+use super::dir::*;
+use crate::format::entry::{Attributes, Body, Entry};
+use crate::types::DirId;
 use proptest::prelude::*;
+use std::sync::Arc;
 
 fn entry(name: &str, tag: u32) -> Arc<Entry> {
     Arc::new(Entry {
@@ -96,7 +98,7 @@ fn a_failed_write_may_have_landed_until_a_merge_tells() {
     let mut d = Dir::empty(DirId([1; 16]));
     d.set(b"f", 1, put("f", 1));
     let batch = d.take(|_| true, ALL, 9);
-    d.untake(&batch);
+    d.untake(&batch, false);
     assert!(d.set(b"f", 2, Change { after: vec![Box::new(1u8)], ..Change::default() }).is_empty());
     assert!(d.has_pending(), "the bucket may hold f by now");
     d.merge(vec![entry("f", 1)], ALL);
@@ -178,4 +180,66 @@ proptest! {
             prop_assert_eq!(tags(&dir.content(&[], ALL)), tags(&bucket));
         }
     }
+}
+
+#[test]
+fn what_another_machine_did_to_a_pending_name_is_told() {
+    let mut d = Dir::unloaded(DirId([1; 16]));
+    d.merge(vec![entry("a", 1), entry("b", 2)], ALL);
+    d.set(b"a", 1, Change { after: vec![Box::new(1u8)], ..Change::default() });
+    d.set(b"b", 2, put("b", 20));
+    d.set(b"c", 3, put("c", 30));
+    // Nothing new: no clash.
+    d.merge(vec![entry("a", 1), entry("b", 2)], ALL);
+    assert!(d.take_clashes().is_empty() && d.pending_count() == 3);
+    // What was written here, and perhaps landed, is none either.
+    let batch = d.take(|_| true, ALL, 9);
+    d.untake(&batch, false);
+    d.merge(vec![entry("b", 20), entry("c", 30)], ALL);
+    assert!(d.take_clashes().is_empty());
+    let link = |target: &str| {
+        let body = crate::format::entry::Body::Symlink(target.as_bytes().to_vec());
+        Arc::new(Entry { body, ..Entry::clone(&entry("x", 0)) })
+    };
+    d.set(b"x", 4, Change { entry: Some(link("mine")), ..Change::default() });
+    assert_eq!(d.merge(vec![link("theirs")], ALL).changed, [b"b".to_vec(), b"c".to_vec(), b"x".to_vec()]);
+    let clashes = d.take_clashes();
+    let x = clashes.iter().find(|c| c.name == b"x").unwrap();
+    assert!(x.mine == Some(link("mine")) && x.theirs == Some(link("theirs")) && x.base.is_none());
+    assert!(d.get(b"x") == Some(&link("theirs")) && d.take_clashes().is_empty());
+}
+
+#[test]
+fn a_machine_that_forgot_what_it_saw_asks_its_journal() {
+    let mut d = Dir::unloaded(DirId([1; 16]));
+    d.set(b"a", 1, Change::default());
+    d.recall(b"a", &[Some(entry("a", 1))], false);
+    assert_eq!(d.seen(b"a"), [Some(entry("a", 1))]);
+    d.merge(vec![entry("a", 1)], ALL);
+    assert!(d.take_clashes().is_empty() && d.pending_count() == 1, "seen: it is removed");
+    let mut d = Dir::unloaded(DirId([1; 16]));
+    d.set(b"a", 1, Change::default());
+    d.recall(b"a", &[None], false);
+    d.merge(vec![entry("a", 1)], ALL);
+    assert_eq!((d.take_clashes().len(), d.pending_count()), (1, 0), "never seen: it stays");
+}
+
+#[test]
+fn a_write_that_was_refused_is_not_taken_for_the_other_machines() {
+    let mut d = Dir::unloaded(DirId([1; 16]));
+    d.merge(vec![entry("a", 1)], ALL);
+    d.set(b"a", 1, Change::default());
+    for refused in [false, true] {
+        let batch = d.take(|_| true, ALL, 9);
+        d.untake(&batch, refused);
+        // Once nobody knew, and that stays so.
+        assert_eq!(d.seen(b"a"), [Some(entry("a", 1)), None]);
+    }
+    let mut d = Dir::unloaded(DirId([1; 16]));
+    d.merge(vec![entry("a", 1)], ALL);
+    d.set(b"a", 1, Change::default());
+    let batch = d.take(|_| true, ALL, 9);
+    d.untake(&batch, true);
+    d.merge(vec![], ALL);
+    assert_eq!((d.take_clashes().len(), d.has_pending()), (1, false));
 }

@@ -41,6 +41,8 @@ pub mod record {
     pub const BASE: u8 = 6;
     /// `key length u16 | key | upload id`: a multipart upload was begun.
     pub const UPLOAD: u8 = 7;
+    /// The file was unlinked on this machine: nobody wants the data after a crash.
+    pub const GONE: u8 = 8;
 }
 
 /// What a layer makes of some bytes.
@@ -212,6 +214,15 @@ impl Layer {
         let len = u16::try_from(key.len()).unwrap_or(u16::MAX).to_be_bytes();
         match self.logs.last().filter(|log| spool.takes(log)) {
             Some(log) => spool.append(log, record::UPLOAD, &[&len, key.as_bytes(), id.0.as_bytes()]).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes that the file was unlinked here. Without the note a later mount takes a name that is missing for another machine's
+    /// doing, and keeps the data.
+    pub fn note_gone(&self, spool: &Spool) -> Result<()> {
+        match self.logs.last().filter(|log| spool.takes(log)) {
+            Some(log) => spool.append(log, record::GONE, &[]).map(|_| ()),
             None => Ok(()),
         }
     }

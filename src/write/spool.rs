@@ -136,6 +136,8 @@ pub struct Found {
     pub intents: Vec<Hash>,
     /// Multipart uploads that were begun from it.
     pub uploads: Vec<(String, UploadId)>,
+    /// The file was unlinked by the mount that left it.
+    pub gone: bool,
     /// Data behind this point of time was lost, and not by a crash alone.
     pub damage: Option<Error>,
 }
@@ -302,7 +304,7 @@ impl Spool {
         let Some(closed) = ClosedLog::open(self.disk.clone(), path, &self.owner)? else { return Ok(None) };
         let mut head = None;
         let mut layer = Layer::default();
-        let (mut size, mut intents, mut base, mut uploads) = (0, Vec::new(), None, Vec::new());
+        let (mut size, mut intents, mut base, mut uploads, mut gone) = (0, Vec::new(), None, Vec::new(), false);
         let tail = closed.replay(|r| {
             match r.kind {
                 record::HEAD => {
@@ -312,6 +314,7 @@ impl Spool {
                 }
                 record::INTENT => intents.extend(read_intent(&r.payload)),
                 record::UPLOAD => uploads.extend(read_upload(&r.payload)),
+                record::GONE => gone = true,
                 record::BASE => base = Some(HeadVersion::decode(&r.payload)?),
                 kind => size = layer.replay(kind, &r.payload, r.pos).apply(size),
             }
@@ -329,6 +332,6 @@ impl Spool {
         });
         self.used.bytes.fetch_add(len, Ordering::AcqRel);
         layer.adopt(log);
-        Ok(Some(Found { head, layer, size, intents, uploads, damage }))
+        Ok(Some(Found { head, layer, size, intents, uploads, gone, damage }))
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::support::model::ModelFs;
 use crate::support::opgen::{self, Op, OpsTarget, Outcome, Target};
-use crate::world::{Mount, World, quick, same, tree};
+use crate::world::{Mount, WHO, World, quick, same, tree};
 use proptest::prelude::*;
 use smpfs::disk::SimDisk;
 use smpfs::disk::sim::Crash;
@@ -11,6 +11,7 @@ use smpfs::fs::Options;
 use smpfs::ops::Ops;
 use smpfs::store::layers::{Fault, Faulty, Verb};
 use smpfs::types::{Mode, Suite};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -202,6 +203,69 @@ proptest! {
         mount.drain();
         mount.faulty.clear();
         settled(&world, &model, mount);
+    }
+
+    #[test]
+    fn two_machines_on_the_same_names_lose_nothing(
+        sequence in prop::collection::vec((0..2usize, 0..7u8, 0..4u8, 0..4u8), 1..40),
+        (mode, suite) in kinds(),
+    ) {
+        let world = World::new(mode, suite);
+        let alone = |host: &str| Options { host: host.to_owned(), commit_delay: Duration::from_secs(3600), ..quick() };
+        let machines = ["a", "b"].map(|host| world.mount(Arc::new(SimDisk::new(2)), alone(host)));
+        // Contents that fsync acknowledged, and those that somebody removed or replaced who saw them.
+        let (mut acknowledged, mut given_up) = (BTreeSet::new(), BTreeSet::new());
+        for (i, (who, what, from, to)) in sequence.iter().enumerate() {
+            let m = &machines[*who];
+            let (from, to) = (format!("n{from}"), format!("n{to}"));
+            // What it sees under the name that it is about to take away; where it cannot look, it lets be.
+            let there = match m.get(if *what == 4 { &to } else { &from }) {
+                Err(e) if e.kind() != Kind::NotFound => continue,
+                found => found.ok(),
+            };
+            match what {
+                0..=2 => {
+                    given_up.extend(there);
+                    let new = crate::world::data(i as u8, 100 + i);
+                    let at = match m.open(&from, libc::O_RDWR | libc::O_TRUNC) {
+                        Ok((ino, opened)) => (ino, opened.fh),
+                        Err(_) => m.create(&from),
+                    };
+                    let written = m.write(at, 0, &new);
+                    if *what < 2 && written.is_ok() && m.wait(m.fs.fsync(WHO, at.0, at.1, false)).is_ok() {
+                        acknowledged.insert(new);
+                    }
+                    let _ = m.close(at);
+                }
+                3 => {
+                    if m.unlink(&from).is_ok() {
+                        given_up.extend(there);
+                    }
+                }
+                4 if from != to => {
+                    if m.rename(&from, &to).is_ok() {
+                        given_up.extend(there);
+                    }
+                }
+                _ => m.drain(),
+            }
+        }
+        for _ in 0..2 {
+            machines.iter().for_each(Mount::drain);
+        }
+        let other = world.fresh();
+        let kept: BTreeSet<Vec<u8>> = other.tree().into_values().map(|leaf| leaf.bytes).collect();
+        prop_assert_eq!(&*other.sink.corrupt.lock(), &Vec::<String>::new());
+        for content in acknowledged.difference(&given_up) {
+            prop_assert!(kept.contains(content), "what operation {} wrote is gone", content.len() - 100);
+        }
+        for m in machines {
+            // A listing of an hour ago may lead to a readable key that another file has taken since.
+            if mode == Mode::ZeroKnowledge {
+                prop_assert_eq!(&*m.sink.corrupt.lock(), &Vec::<String>::new());
+            }
+            m.unmount();
+        }
     }
 
     #[test]

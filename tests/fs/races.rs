@@ -188,14 +188,32 @@ fn a_conflict_is_not_bypassed_by_trying_again() {
         b.put("f", &data(2, 6000));
         b.drain();
         a.write(at, 100, b"mine").unwrap();
+        let told = fsync(&a, at).unwrap_err();
+        assert_eq!(told.kind(), Kind::Stale, "{told}");
+        // Told once; the descriptor is of no more use, and what it wrote is a file of its own.
         for round in 0..4 {
-            let told = fsync(&a, at).unwrap_err();
-            assert_eq!(told.kind(), Kind::Stale, "round {round}: {told}");
-            let _ = a.read_open(at, 0, 10);
+            fsync(&a, at).unwrap();
+            assert_eq!(a.read_open(at, 0, 10).unwrap_err().kind(), Kind::Stale, "round {round}");
+            assert_eq!(a.write(at, 100, b"more").unwrap_err().kind(), Kind::Stale, "round {round}");
         }
         assert!(world.fresh().get("f").unwrap() == data(2, 6000), "opened before: {opened_before}");
-        assert_eq!(a.read_open(at, 100, 4).unwrap(), b"mine");
-        assert_eq!(a.disk.list("spool").unwrap().len(), 1, "it stays in the spool");
+        let _ = a.close(at);
+        if !opened_before {
+            // The rest of its version is nowhere any more.
+            assert_eq!(a.disk.list("spool").unwrap().len(), 1, "it stays in the spool");
+            assert_eq!(world.fresh().names("").len(), 1);
+            b.unmount();
+            a.kill();
+            continue;
+        }
+        a.drain();
+        let names = world.fresh().names("");
+        let copy: Vec<_> = names.iter().filter(|n| n.contains("(conflict, ")).collect();
+        let mut mine = data(1, 5000);
+        mine[100..104].copy_from_slice(b"mine");
+        assert!(names.len() == 2 && copy.len() == 1, "{names:?}");
+        assert!(world.fresh().get(copy[0]).unwrap() == mine);
+        assert_eq!(a.disk.list("spool").unwrap().len(), 0, "nothing stays in the spool");
         b.unmount();
         a.kill();
     }

@@ -10,6 +10,7 @@ use smpfs::error::Error;
 use smpfs::format::index::{DirRef, IndexNode, Role};
 use smpfs::format::names::Place;
 use smpfs::format::{Geometry, Params, VolumeKeys};
+use smpfs::fs::conflict::Conflict;
 use smpfs::fs::{Fs, FsParts, FsyncMode, Options, Recovered, Sink};
 use smpfs::keyring::Known;
 use smpfs::ops::{Caller, FileType, Found, Ino, Invalidate, Invalidations, Opened, Ops, ROOT};
@@ -44,6 +45,7 @@ pub struct Listener {
     pub corrupt: Mutex<Vec<String>>,
     pub saved: Mutex<Vec<(FileId, u64)>>,
     pub trouble: Mutex<Vec<String>>,
+    pub conflicts: Mutex<Vec<Conflict>>,
     queue: Arc<Invalidations>,
 }
 
@@ -56,6 +58,9 @@ impl Sink for Listener {
     }
     fn trouble(&self, error: &Error) {
         self.trouble.lock().push(error.to_string());
+    }
+    fn conflict(&self, what: Conflict) {
+        self.conflicts.lock().push(what);
     }
     fn saved(&self, file: FileId, generation: u64) {
         self.saved.lock().push((file, generation));

@@ -35,6 +35,9 @@ where
     }
 }
 
+/// What is being done when an upload in parts begins.
+pub(super) const STARTING: &str = "starting an upload";
+
 /// The server's error code.
 pub(super) fn code(e: &impl Failure) -> Option<&str> {
     e.code()
@@ -50,7 +53,11 @@ pub(super) fn fault(what: &str, e: impl Failure) -> Error {
     if status == 0 {
         return Error::with_source(Kind::Invalid, format!("{what}: the request could not be made"), e);
     }
-    let (kind, hint) = meaning(status, &code);
+    let (mut kind, hint) = meaning(status, &code);
+    if what == STARTING && (200..300).contains(&status) {
+        // Nothing has happened yet, and trying again will not help: the server does not speak this part of the protocol.
+        kind = Kind::Unsupported;
+    }
     let said = match (code.is_empty(), e.message()) {
         (true, _) => format!("HTTP {status}"),
         (false, Some(m)) if !m.is_empty() => format!("HTTP {status} {code}: {m}"),

@@ -320,7 +320,7 @@ impl Store for S3Store {
         let start = self.client.create_multipart_upload().bucket(&self.bucket).key(self.full(key));
         let start = start.set_storage_class(self.storage_class.clone());
         let start = start.set_server_side_encryption(self.sse()).set_ssekms_key_id(self.kms_key.clone());
-        let done = self.ask("starting an upload", start.send()).await?;
+        let done = self.ask(fault::STARTING, start.send()).await?;
         match done.upload_id() {
             Some(id) if !id.is_empty() => Ok(UploadId(id.to_owned())),
             _ => fail(Kind::Unsupported, "the server gives no upload id"),
