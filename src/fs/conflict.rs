@@ -212,7 +212,7 @@ impl Fs {
     /// Another machine changed what this one has renamed away from here.
     fn source_changed(&self, st: &mut State, dir: DirId, c: &Clash, stays: bool) -> Vec<Guard> {
         let Some(base) = &c.base else { return Vec::new() };
-        let Some((to, there)) = renamed(st, base).filter(|(d, e)| (*d, &e.name) != (dir, &c.name)) else { return Vec::new() };
+        let Some((to, there)) = renamed(st, base, (dir, &c.name)) else { return Vec::new() };
         if let Some(theirs) = c.theirs.as_ref().filter(|_| stays) {
             // It was written to, or its attributes changed: that goes along.
             let mut merged = merge::merge(Some(base), &there, theirs);
@@ -356,15 +356,20 @@ pub(super) fn leads_to(name: &Entry, file: &Entry) -> bool {
     name.link().is_some_and(|l| file_id(file).is_some_and(|id| link_id(&id) == l.id))
 }
 
-/// Where this machine has renamed the file or directory of an entry to.
-fn renamed(st: &State, e: &Entry) -> Option<(DirId, Arc<Entry>)> {
-    let (dir, name) = match &e.body {
-        Body::File(f) => st.renamed.peek(&f.file_id)?.clone(),
-        Body::Dir { dir_id, .. } => st.dirs.get(dir_id)?.place.clone()?,
+/// Where this machine has renamed the file or directory of an entry to, from the name `old`.
+fn renamed(st: &State, e: &Entry, old: (DirId, &[u8])) -> Option<(DirId, Arc<Entry>)> {
+    let known = match &e.body {
+        Body::File(f) => st.renamed.peek(&f.file_id).cloned(),
+        Body::Dir { dir_id, .. } => st.dirs.get(dir_id)?.place.clone(),
         _ => return None,
     };
-    let there = st.dirs.get(&dir)?.dir.get(&name).filter(|x| same(x, e))?;
-    Some((dir, there.clone()))
+    let is_it = |d: DirId, x: &Entry| same(x, e) && (d, &x.name[..]) != old;
+    let known = known.and_then(|(d, name)| Some((d, st.dirs.get(&d)?.dir.get(&name).filter(|x| is_it(d, x))?.clone())));
+    // Renamed so often since that it is forgotten: conflicts are rare enough to look everywhere.
+    known.or_else(|| {
+        let mut all = st.dirs.iter().filter(|(d, c)| !c.dead && **d != st.links);
+        all.find_map(|(d, c)| Some((*d, c.dir.iter().find(|x| is_it(*d, x))?.clone())))
+    })
 }
 
 #[cfg(test)]
