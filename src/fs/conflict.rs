@@ -117,10 +117,18 @@ impl Fs {
 
     /// Carries out what the last merge of a directory decided. Returns guards to drop outside the lock.
     pub(super) fn resolve(&self, st: &mut State, dir: DirId) -> Vec<Guard> {
-        let clashes = st.dirs.get_mut(&dir).map(|c| c.dir.take_clashes()).unwrap_or_default();
+        let mut clashes = st.dirs.get_mut(&dir).map(|c| c.dir.take_clashes()).unwrap_or_default();
         if !clashes.is_empty() {
             // Some may have waited for what is settled now.
             st.dirs.iter().filter(|(_, c)| c.dir.has_pending()).for_each(|(d, _)| self.kick(*d));
+        }
+        // First what gives way: others may look for where they have put it.
+        for c in clashes.iter_mut().filter(|c| c.verdict == Verdict::Both) {
+            let carry = std::mem::take(&mut c.carry);
+            if let Err(e) = self.aside(st, dir, c, carry) {
+                tracing::warn!("the journal could not note a conflict: {e}");
+            }
+            self.tell_conflict(ConflictKind::Name, c.mine.as_deref().and_then(file_id), None);
         }
         clashes.into_iter().flat_map(|c| self.resolve_one(st, dir, c)).collect()
     }
@@ -137,12 +145,7 @@ impl Fs {
         let carry = std::mem::take(&mut c.carry);
         match c.verdict {
             Verdict::Mine(_) => return due,
-            Verdict::Both => {
-                if let Err(e) = self.aside(st, dir, &mut c, carry) {
-                    tracing::warn!("the journal could not note a conflict: {e}");
-                }
-                self.tell_conflict(ConflictKind::Name, c.mine.as_deref().and_then(file_id), None);
-            }
+            Verdict::Both => {}
             Verdict::Rescue => {
                 carry.iter().for_each(|t| t.arrive());
                 if let Some(mine) = &c.mine {
@@ -357,7 +360,7 @@ pub(super) fn leads_to(name: &Entry, file: &Entry) -> bool {
 }
 
 /// Where this machine has renamed the file or directory of an entry to, from the name `old`.
-fn renamed(st: &State, e: &Entry, old: (DirId, &[u8])) -> Option<(DirId, Arc<Entry>)> {
+pub(super) fn renamed(st: &State, e: &Entry, old: (DirId, &[u8])) -> Option<(DirId, Arc<Entry>)> {
     let known = match &e.body {
         Body::File(f) => st.renamed.peek(&f.file_id).cloned(),
         Body::Dir { dir_id, .. } => st.dirs.get(dir_id)?.place.clone(),

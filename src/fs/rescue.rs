@@ -11,8 +11,9 @@
 //! or replaced, so a part that no layer holds comes from the chunk caches, or from the winner's object where the winner kept the
 //! very same sealed segment. Nothing of the file's spool goes before the index names the copy.
 
-use super::conflict::ConflictKind;
+use super::conflict::{ConflictKind, renamed};
 use super::file::{File, Io, Version};
+use super::state::State;
 use super::{Fs, Noted};
 use crate::crypto::secmem::SecretKey;
 use crate::crypto::wiped::Wiped;
@@ -24,6 +25,7 @@ use crate::ops::Invalidate;
 use crate::read::{Ask, OpenObject, Reader};
 use crate::store::UploadId;
 use crate::tree::dir::Change;
+use crate::tree::merge::same;
 use crate::types::{DirId, FileId, Hash, Mode, Time};
 use crate::write::layer::Layer;
 use crate::write::plan::{SegPlan, Touch};
@@ -193,6 +195,13 @@ impl Watch for Notes<'_> {
 /// Whether trying again is of no use.
 fn hopeless(e: &Error) -> bool {
     matches!(e.kind(), Kind::Stale | Kind::Corrupt | Kind::NotFound | Kind::TooLarge)
+}
+
+/// The name that the file still has here: it may have been renamed since, or have given way to another machine's.
+fn shown(st: &State, b: &Beaten) -> Option<(DirId, Arc<Entry>)> {
+    let cell = st.dirs.get(&b.dir).filter(|c| !c.dead);
+    let there = cell.and_then(|c| c.dir.get(&b.entry.name)).filter(|e| same(e, &b.entry)).cloned();
+    there.map(|e| (b.dir, e)).or_else(|| renamed(st, &b.entry, (b.dir, &b.entry.name)))
 }
 
 impl Fs {
@@ -375,10 +384,9 @@ impl Fs {
 
     fn take_name_away(&self, b: &Beaten) -> Vec<crate::tree::dir::Guard> {
         let mut st = self.state.lock();
-        let there = st.dirs.get(&b.dir).and_then(|c| c.dir.get(&b.entry.name)).cloned();
-        let Some(e) = there.filter(|e| crate::tree::merge::same(e, &b.entry)) else { return Vec::new() };
-        st.unplace(b.dir, &b.entry.name, &e);
-        self.apply(&mut st, vec![(b.dir, b.entry.name.clone(), Change::default())]).unwrap_or_default()
+        let Some((dir, e)) = shown(&st, b) else { return Vec::new() };
+        st.unplace(dir, &e.name, &e);
+        self.apply(&mut st, vec![(dir, e.name.clone(), Change::default())]).unwrap_or_default()
     }
 
     fn copy_plan(&self, b: &Beaten) -> Vec<SegPlan> {
@@ -438,7 +446,7 @@ impl Fs {
     }
 
     /// The name that a copy gets now: its file's own where that is free or still its own, else a conflict name.
-    fn copy_name(&self, st: &super::state::State, b: &Beaten) -> (DirId, Vec<u8>) {
+    fn copy_name(&self, st: &State, b: &Beaten) -> (DirId, Vec<u8>) {
         if b.dir == st.links {
             // Its names went: they lead nowhere, and another machine may give them to something else.
             let leads = |e: &&Arc<Entry>| e.link().is_some_and(|l| l.inode_name() == b.entry.name);
@@ -448,10 +456,13 @@ impl Fs {
             let name = self.conflict_name(st, dir, &name);
             return (dir, name);
         }
+        let rescued = b.kind == ConflictKind::Rescued;
+        if let Some((dir, e)) = shown(st, b).filter(|_| rescued) {
+            return (dir, e.name.clone());
+        }
         let dir = if st.dirs.get(&b.dir).is_some_and(|c| !c.dead) { b.dir } else { st.root };
-        let there = st.dirs.get(&dir).and_then(|c| c.dir.get(&b.entry.name));
-        let free = there.is_none_or(|e| crate::tree::merge::same(e, &b.entry));
-        match b.kind == ConflictKind::Rescued && free {
+        let free = st.dirs.get(&dir).is_none_or(|c| c.dir.get(&b.entry.name).is_none());
+        match rescued && free {
             true => (dir, b.entry.name.clone()),
             false => (dir, self.conflict_name(st, dir, &b.entry.name)),
         }
