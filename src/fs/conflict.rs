@@ -3,6 +3,7 @@
 //! Whatever gives way lives on under a conflict name in the same directory. An object is deleted only by the machine whose index
 //! write took the last name away: where another machine was first, the deletion that was planned here is called off.
 
+use super::rename::remember;
 use super::rescue::{Landed, Orphan};
 use super::state::{DirCell, ROOT_SELF, State};
 use super::{Fs, Noted};
@@ -144,12 +145,19 @@ impl Fs {
         }
         let carry = std::mem::take(&mut c.carry);
         match c.verdict {
-            Verdict::Mine(_) => return due,
+            Verdict::Mine(_) => {
+                // Another machine renamed it to the very same name: the bucket has it there, and not by this one's doing.
+                let arrived = c.base.as_ref().is_none_or(|b| c.theirs.as_ref().is_some_and(|t| !same(b, t)));
+                if let Some(id) = c.theirs.as_deref().filter(|_| arrived).and_then(file_id) {
+                    st.renamed.pop(&id);
+                }
+                return due;
+            }
             Verdict::Both => {}
             Verdict::Rescue => {
                 carry.iter().for_each(|t| t.arrive());
                 if let Some(mine) = &c.mine {
-                    due.extend(self.orphan(st, dir, mine, std::mem::take(&mut c.after)));
+                    due.extend(self.orphan(st, dir, mine, std::mem::take(&mut c.after), false));
                 }
             }
             Verdict::Theirs => {
@@ -177,6 +185,7 @@ impl Fs {
         let noted = self.journal_only(st, std::slice::from_ref(&line));
         st.replace(&(dir, mine.name.clone()), &(dir, moved.name.clone()));
         self.moved(st, &moved, dir);
+        remember(st, &moved, dir);
         let after = std::mem::take(&mut c.after);
         let wait = std::mem::take(&mut c.wait);
         let change = Change { entry: Some(moved.clone()), wait, carry, after, ..Change::default() };
@@ -231,7 +240,7 @@ impl Fs {
         }
         match &base.body {
             // Renamed there as well, or removed, and the object may go any moment: the new name gets a file of its own.
-            Body::File(_) => self.orphan(st, to, &there, Vec::new()),
+            Body::File(_) => self.orphan(st, to, &there, Vec::new(), true),
             // A directory has one name: the first rename counts.
             Body::Dir { .. } => {
                 st.unplace(to, &there.name, &there);
@@ -252,8 +261,8 @@ impl Fs {
     }
 
     /// The contents behind an entry need a file of their own: another machine removed or replaced what they were written to.
-    /// Takes the layers out of `guards`; returns the rest.
-    fn orphan(&self, st: &mut State, dir: DirId, e: &Arc<Entry>, guards: Vec<Guard>) -> Vec<Guard> {
+    /// Takes the layers out of `guards`; returns the rest. `named`: this machine still has a name for them.
+    fn orphan(&self, st: &mut State, dir: DirId, e: &Arc<Entry>, guards: Vec<Guard>, named: bool) -> Vec<Guard> {
         let Body::File(f) = &e.body else { return guards };
         let file = st.files.get(&f.file_id).cloned().unwrap_or_else(|| {
             let place = Some((dir, e.name.clone()));
@@ -270,7 +279,7 @@ impl Fs {
                 Err(g) => rest.push(g),
             }
         }
-        self.orphan_file(&file, Orphan { dir, entry: e.clone(), landed });
+        self.orphan_file(&file, Orphan { dir, entry: e.clone(), landed, named });
         rest
     }
 
@@ -316,7 +325,7 @@ impl Fs {
                     self.moved(st, &e, dir);
                 }
             } else if let Some(file) = file.filter(|f| f.live.lock().dirty()) {
-                self.orphan_file(&file, Orphan { dir, entry: old, landed: Vec::new() });
+                self.orphan_file(&file, Orphan { dir, entry: old, landed: Vec::new(), named: false });
             }
         }
     }
@@ -368,10 +377,11 @@ pub(super) fn renamed(st: &State, e: &Entry, old: (DirId, &[u8])) -> Option<(Dir
     };
     let is_it = |d: DirId, x: &Entry| same(x, e) && (d, &x.name[..]) != old;
     let known = known.and_then(|(d, name)| Some((d, st.dirs.get(&d)?.dir.get(&name).filter(|x| is_it(d, x))?.clone())));
-    // Renamed so often since that it is forgotten: conflicts are rare enough to look everywhere.
+    // Renamed so often since that it is forgotten: conflicts are rare enough to look everywhere. Names that the bucket holds are
+    // not this machine's.
     known.or_else(|| {
         let mut all = st.dirs.iter().filter(|(d, c)| !c.dead && **d != st.links);
-        all.find_map(|(d, c)| Some((*d, c.dir.iter().find(|x| is_it(*d, x))?.clone())))
+        all.find_map(|(d, c)| Some((*d, c.dir.arrivals().find(|x| is_it(*d, x))?.clone())))
     })
 }
 

@@ -1,7 +1,7 @@
 //! Files: open, read, write, truncate, flush, fsync, release.
 
 use super::file::{File, Io, Version};
-use super::state::{CONTROL_BIT, State};
+use super::state::{CONTROL_BIT, DirCell, State};
 use super::{Fs, FsyncMode, Handle};
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
@@ -169,26 +169,41 @@ impl Fs {
             trailer_hash: version.trailer_hash,
             object_len: version.object_len,
         };
-        match self.within(self.reader.open(&ask)).await {
-            Err(e) if e.kind() == Kind::NotFound => Err(self.missing(file, version).await),
-            done => done,
+        let stale = || Error::new(Kind::Stale, "the file was removed or replaced by another machine");
+        match self.within(self.reader.try_open(&ask)).await {
+            Err(e) if e.kind() == Kind::NotFound => {
+                if !self.is_named(file, version).await? {
+                    return Err(stale());
+                }
+                self.sink.object_missing(&version.key, file.id, version.generation);
+                Err(Failure::Omission.error("an object that the index names is gone from the bucket"))
+            }
+            // With readable keys another file may have taken the key since.
+            Ok(Err(report)) => match self.is_named(file, version).await? {
+                true => Err(self.reader.refuse(*report)),
+                false => Err(stale()),
+            },
+            done => done?.map_err(|report| self.reader.refuse(*report)),
         }
     }
 
-    /// Why an object is not there: its file was removed by another machine, or the bucket lost it.
-    async fn missing(&self, file: &Arc<File>, version: &Version) -> Error {
+    /// Whether a file still is at this version when the bucket's indexes are read again. If not, another machine removed or
+    /// replaced it, and what is not as expected about its object says nothing.
+    async fn is_named(&self, file: &Arc<File>, version: &Version) -> Result<bool> {
+        let Some((dir, _)) = file.place.lock().clone() else { return Ok(false) };
+        // Renamed here: the bucket may name it elsewhere.
+        let others: Vec<DirId> = {
+            let st = self.state.lock();
+            let named = |(d, c): &(&DirId, &DirCell)| **d != dir && !c.dead && c.dir.names_in_bucket(file.id);
+            st.dirs.iter().filter(named).map(|(d, _)| *d).collect()
+        };
+        for id in std::iter::once(dir).chain(others) {
+            self.reload(id).await?;
+        }
+        let st = self.state.lock();
         let place = file.place.lock().clone();
-        let Some((dir, name)) = place else { return Error::new(Kind::Stale, "the file was removed") };
-        if let Err(e) = self.reload(dir).await {
-            return e;
-        }
-        let still = self.state.lock().dirs.get(&dir).and_then(|c| c.dir.get(&name)).and_then(|e| version_of(e));
-        if still.as_ref() != Some(version) {
-            return Error::new(Kind::Stale, "the file was removed or replaced by another machine");
-        }
-        let e = Failure::Omission.error("an object that the index names is gone from the bucket");
-        self.sink.object_missing(&version.key, file.id, version.generation);
-        e
+        let shown = place.and_then(|(d, n)| version_of(st.dirs.get(&d)?.dir.get(&n)?));
+        Ok(!file.live.lock().rescuing() && shown.as_ref() == Some(version))
     }
 
     /// The object is not the one that was opened, and no upload of ours explains it: the next look opens and verifies what is

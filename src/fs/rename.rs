@@ -109,6 +109,7 @@ impl Fs {
             st.replace(&places[0], &places[1]);
             if let Some(moved) = &steps[1].change.entry {
                 self.moved(st, moved, places[1].0);
+                remember(st, moved, places[1].0);
             }
             // Who waits for the arrival of what had the old name waits for that of the new one.
             let carried = st.dirs.get_mut(&places[0].0).map(|c| c.dir.release_carry(&places[0].1));
@@ -131,6 +132,7 @@ impl Fs {
             for (i, place) in places.iter().enumerate() {
                 if let Some(moved) = &steps[i].change.entry {
                     self.moved(st, moved, place.0);
+                    remember(st, moved, place.0);
                 }
                 let carried = st.dirs.get_mut(&place.0).map(|c| c.dir.release_carry(&place.1));
                 steps[1 - i].change.carry.extend(carried.unwrap_or_default());
@@ -183,12 +185,9 @@ impl Fs {
     pub(super) fn moved(&self, st: &mut State, entry: &Entry, to: DirId) {
         match &entry.body {
             Body::File(f) => {
-                let place = (to, entry.name.clone());
                 if let Some(file) = st.files.get(&f.file_id) {
-                    *file.place.lock() = Some(place.clone());
+                    *file.place.lock() = Some((to, entry.name.clone()));
                 }
-                // Another machine may rename it too.
-                st.renamed.put(f.file_id, place);
             }
             Body::Dir { dir_id, .. } => {
                 if let Some(cell) = st.dirs.get_mut(dir_id) {
@@ -197,5 +196,12 @@ impl Fs {
             }
             _ => {}
         }
+    }
+}
+
+/// Another machine may rename the file too: where this one put it.
+pub(super) fn remember(st: &mut State, entry: &Entry, to: DirId) {
+    if let Body::File(f) = &entry.body {
+        st.renamed.put(f.file_id, (to, entry.name.clone()));
     }
 }

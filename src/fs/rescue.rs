@@ -19,6 +19,7 @@ use crate::crypto::secmem::SecretKey;
 use crate::crypto::wiped::Wiped;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry, FileRef, link_id};
+use crate::format::failure::Failure;
 use crate::format::manifest::Hints;
 use crate::format::names::{object_key, readable_key};
 use crate::ops::Invalidate;
@@ -58,11 +59,15 @@ pub struct Orphan {
     pub(super) entry: Arc<Entry>,
     /// Versions of this machine that the index did not name yet, oldest first.
     pub(super) landed: Vec<Landed>,
+    /// This machine has a name for it, to which it renamed it.
+    pub(super) named: bool,
 }
 
 /// Contents on their way to become a file of their own.
 pub struct Beaten {
     kind: ConflictKind,
+    /// See [`Orphan::named`].
+    named: bool,
     dir: DirId,
     entry: Arc<Entry>,
     /// The uppermost first.
@@ -81,7 +86,7 @@ impl Beaten {
     pub(super) fn found(dir: DirId, entry: Arc<Entry>, layer: Layer, version: Option<Version>, size: u64) -> Beaten {
         let logs = layer.logs().to_vec();
         let (kind, layers) = (ConflictKind::Contents, vec![Arc::new(layer)]);
-        Beaten { kind, dir, entry, layers, logs, version, below: None, winner: None, size, times: None }
+        Beaten { kind, named: false, dir, entry, layers, logs, version, below: None, winner: None, size, times: None }
     }
 
     /// Bytes of the version below from here on do not show.
@@ -197,10 +202,10 @@ fn hopeless(e: &Error) -> bool {
     matches!(e.kind(), Kind::Stale | Kind::Corrupt | Kind::NotFound | Kind::TooLarge)
 }
 
-/// The name that the file still has here: it may have been renamed since, or have given way to another machine's.
+/// The name that this machine gave the file: it may have been renamed since, or have given way to another machine's.
 fn shown(st: &State, b: &Beaten) -> Option<(DirId, Arc<Entry>)> {
-    let cell = st.dirs.get(&b.dir).filter(|c| !c.dead);
-    let there = cell.and_then(|c| c.dir.get(&b.entry.name)).filter(|e| same(e, &b.entry)).cloned();
+    let cell = st.dirs.get(&b.dir).filter(|c| b.named && !c.dead)?;
+    let there = cell.dir.get(&b.entry.name).filter(|e| same(e, &b.entry)).cloned();
     there.map(|e| (b.dir, e)).or_else(|| renamed(st, &b.entry, (b.dir, &b.entry.name)))
 }
 
@@ -237,8 +242,8 @@ impl Fs {
         live.intents.clear();
         live.notice = true;
         let winner = Some(winner);
-        let kind = ConflictKind::Contents;
-        live.beaten.push(Arc::new(Beaten { kind, dir, entry, layers, logs, version, below, winner, size, times }));
+        let (kind, named) = (ConflictKind::Contents, false);
+        live.beaten.push(Arc::new(Beaten { kind, named, dir, entry, layers, logs, version, below, winner, size, times }));
         drop(live);
         self.forget_pages(file);
     }
@@ -266,8 +271,8 @@ impl Fs {
         let times = live.times.take();
         (live.saved, live.unborn, live.unlinked, live.unsaved_bytes) = (live.changes, false, true, 0);
         live.notice = file.opens.load(Ordering::Acquire) > 0;
-        let (kind, dir, entry) = (ConflictKind::Rescued, o.dir, o.entry);
-        live.beaten.push(Arc::new(Beaten { kind, dir, entry, layers, logs, version, below, winner: None, size, times }));
+        let (kind, named, dir, entry) = (ConflictKind::Rescued, o.named, o.dir, o.entry);
+        live.beaten.push(Arc::new(Beaten { kind, named, dir, entry, layers, logs, version, below, winner: None, size, times }));
         drop(live);
         drop(io);
         self.forget_pages(file);
@@ -321,7 +326,7 @@ impl Fs {
             return false;
         }
         let (dir, entry) = self.entry_for(&st, file);
-        self.orphan_file(file, Orphan { dir, entry, landed: Vec::new() });
+        self.orphan_file(file, Orphan { dir, entry, landed: Vec::new(), named: false });
         true
     }
 
@@ -345,12 +350,19 @@ impl Fs {
             trailer_hash: Hash::ZERO,
             object_len: 0,
         };
-        match self.within(self.reader.open(&ask)).await {
-            Ok(o) => {
+        match self.within(self.reader.try_open(&ask)).await {
+            // Another file may have taken a readable key since.
+            Ok(Err(report)) => {
+                if report.stage != Failure::Identity {
+                    self.reader.refuse(*report);
+                }
+                Ok(None)
+            }
+            Ok(Ok(o)) => {
                 let ours = o.trailer_hash() == version.trailer_hash || file.live.lock().intents.contains(&o.trailer_hash());
                 Ok(Some(o).filter(|_| ours))
             }
-            Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Corrupt | Kind::Stale) => Ok(None),
+            Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Stale) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -456,13 +468,12 @@ impl Fs {
             let name = self.conflict_name(st, dir, &name);
             return (dir, name);
         }
-        let rescued = b.kind == ConflictKind::Rescued;
-        if let Some((dir, e)) = shown(st, b).filter(|_| rescued) {
+        if let Some((dir, e)) = shown(st, b) {
             return (dir, e.name.clone());
         }
         let dir = if st.dirs.get(&b.dir).is_some_and(|c| !c.dead) { b.dir } else { st.root };
         let free = st.dirs.get(&dir).is_none_or(|c| c.dir.get(&b.entry.name).is_none());
-        match rescued && free {
+        match b.kind == ConflictKind::Rescued && free {
             true => (dir, b.entry.name.clone()),
             false => (dir, self.conflict_name(st, dir, &b.entry.name)),
         }

@@ -433,14 +433,23 @@ impl Fs {
             trailer_hash: Hash::ZERO,
             object_len: 0,
         };
-        let there = match self.within(self.reader.open(&ask)).await {
-            Ok(o) => o,
-            Err(e) if e.kind() == Kind::NotFound => {
-                self.name_again(file).await?;
-                return if self.orphan_if_nameless(file) { Ok(Saved::Beaten) } else { Err(error) };
-            }
+        // Gone, or another file has taken the readable key: then the name is another one's as well.
+        let report = match self.within(self.reader.try_open(&ask)).await {
+            Ok(Ok(there)) => return self.after_beaten(file, froze, there, generation == 1).await,
+            Ok(Err(report)) => Some(report),
+            Err(e) if e.kind() == Kind::NotFound => None,
             Err(e) => return Err(e),
         };
+        self.name_again(file).await?;
+        match report {
+            _ if self.orphan_if_nameless(file) => Ok(Saved::Beaten),
+            Some(report) => Err(self.reader.refuse(*report)),
+            None => Err(error),
+        }
+    }
+
+    /// The store holds this version of the file where one before it was expected.
+    async fn after_beaten(&self, file: &Arc<File>, froze: Froze, there: Arc<OpenObject>, first: bool) -> Result<Saved> {
         let ours = file.live.lock().intents.contains(&there.trailer_hash());
         if ours {
             self.settled(file, froze, there).await?;
@@ -452,7 +461,7 @@ impl Fs {
             io.object = Some(there);
             return fail(Kind::Unavailable, "the object of the file has another tag; it is tried again with that one");
         }
-        if generation == 1 {
+        if first {
             // An earlier try whose answer was lost: go on from there.
             io.version = Some(Version::of(&there));
             io.object = Some(there);
@@ -546,7 +555,7 @@ impl Fs {
             }
             // Renamed or removed by another machine, which may delete the object any moment.
             let (dir, entry) = self.entry_for(st, file);
-            self.orphan_file(file, Orphan { dir, entry, landed: vec![guard] });
+            self.orphan_file(file, Orphan { dir, entry, landed: vec![guard], named: false });
             return Vec::new();
         };
         let mut e = Entry::clone(&entry);

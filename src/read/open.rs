@@ -59,6 +59,19 @@ impl Reader {
     /// Errors: `Corrupt` (after a second try past every cache; the witness knows), `NotFound` (the object is gone: whether it
     /// was removed on purpose only a fresh index tells), `Stale` (it is being replaced again and again), `Unavailable`, `Denied`.
     pub async fn open(&self, ask: &Ask) -> Result<Arc<OpenObject>> {
+        self.try_open(ask).await?.map_err(|report| self.refuse(*report))
+    }
+
+    /// Tells the witness what an object was refused for, and gives the error for whoever asked for it.
+    pub fn refuse(&self, report: CorruptReport) -> Error {
+        let e = report.stage.error(format!("the stored object of a file was refused: {}", report.what));
+        self.0.witness.corrupt(report);
+        e
+    }
+
+    /// Like [`Reader::open`], and the caller decides what it means that an object is not what `ask` says: whether it is damaged,
+    /// or `ask` is old. Then it calls [`Reader::refuse`].
+    pub async fn try_open(&self, ask: &Ask) -> Result<Result<Arc<OpenObject>, Box<CorruptReport>>> {
         let engine = &self.0;
         let until = Instant::now() + engine.options.deadline;
         let (mut tries, mut bad_before) = (0, false);
@@ -69,7 +82,7 @@ impl Reader {
                     for (chunk, stage, what, evidence) in spoilt {
                         engine.condemn(&object, chunk, stage, what, evidence);
                     }
-                    return Ok(object);
+                    return Ok(Ok(object));
                 }
                 Ok(_) => {
                     bad_before = true;
@@ -83,8 +96,7 @@ impl Reader {
                 Trouble::Failed(e) => return Err(e.duplicate()),
                 Trouble::Bad(..) if !bad_before => bad_before = true,
                 Trouble::Bad(stage, what, evidence) => {
-                    engine.witness.corrupt(refused(ask, seen, stage, what, evidence));
-                    return Err(stage.error(format!("the stored object of a file was refused: {what}")));
+                    return Ok(Err(Box::new(refused(ask, seen, stage, what, evidence))));
                 }
             }
         }

@@ -18,8 +18,8 @@
 use super::delta::Delta;
 use super::meet::Clash;
 use super::merge::same;
-use crate::format::entry::Entry;
-use crate::types::{DirId, LinkRef};
+use crate::format::entry::{Body, Entry};
+use crate::types::{DirId, FileId, LinkRef};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -245,6 +245,18 @@ impl Dir {
             Some(p) => p.base.is_some(),
             None => self.entries.contains_key(name),
         }
+    }
+
+    /// Whether the bucket had a name for a file when this machine looked last.
+    pub fn names_in_bucket(&self, id: FileId) -> bool {
+        let is_it = |e: &Entry| matches!(&e.body, Body::File(f) if f.file_id == id);
+        let settled = |(n, s): (&Vec<u8>, &Slot)| is_it(&s.entry) && !self.pending.contains_key(n);
+        self.pending.values().any(|p| p.base.as_deref().is_some_and(is_it)) || self.entries.iter().any(settled)
+    }
+
+    /// Entries that the bucket does not hold under their name, not even in another state.
+    pub fn arrivals(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.pending.iter().filter_map(|(n, p)| self.get(n).filter(|e| p.base.as_ref().is_none_or(|b| !same(b, e))))
     }
 
     /// Whether the bucket has all changes up to number `seq`.

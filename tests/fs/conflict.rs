@@ -508,3 +508,30 @@ fn what_was_renamed_here_and_removed_there_is_gone_under_a_conflict_name_too() {
         ends(&world, a, b, &[(new, data(2, 200))]);
     }
 }
+
+#[test]
+fn an_old_listing_that_leads_to_nothing_or_to_another_file_is_no_damage() {
+    for mode in MODES {
+        let world = World::new(mode, Suite::Aes256Gcm);
+        let (a, b) = (machine(&world, "a"), machine(&world, "b"));
+        ["x", "y", "z"].iter().for_each(|n| a.put(n, &data(1, 100)));
+        a.drain();
+        assert_eq!(b.names("").len(), 3);
+        // Renamed here and removed there; in standard mode another file takes the readable key.
+        b.rename("y", "y2").unwrap();
+        for name in ["x", "y"] {
+            a.unlink(name).unwrap();
+            a.drain();
+            a.put(name, &data(2, 200));
+        }
+        a.unlink("z").unwrap();
+        a.drain();
+        for (name, after) in [("x", Some(data(2, 200))), ("y2", None), ("z", None)] {
+            let first = b.get(name).expect_err("what it leads to is gone");
+            assert!(matches!(first.kind(), Kind::Stale | Kind::NotFound), "{name}: {first}");
+            b.drain();
+            assert!(b.get(name).ok() == after, "{name} in {mode:?}");
+        }
+        ends(&world, a, b, &[("x", data(2, 200)), ("y", data(2, 200))]);
+    }
+}

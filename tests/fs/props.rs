@@ -260,10 +260,7 @@ proptest! {
             prop_assert!(kept.contains(content), "what operation {} wrote is gone", content.len() - 100);
         }
         for m in machines {
-            // A listing of an hour ago may lead to a readable key that another file has taken since.
-            if mode == Mode::ZeroKnowledge {
-                prop_assert_eq!(&*m.sink.corrupt.lock(), &Vec::<String>::new());
-            }
+            prop_assert_eq!(&*m.sink.corrupt.lock(), &Vec::<String>::new());
             m.unmount();
         }
     }
