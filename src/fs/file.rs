@@ -192,6 +192,8 @@ pub struct Live {
     pub stuck: Vec<Arc<Beaten>>,
     /// Has no name any more: nothing of it needs to reach the bucket.
     pub unlinked: bool,
+    /// It lost its name before any entry told of an object: one that lands now is nobody's.
+    pub nameless: bool,
     /// Bytes written since the last version.
     pub unsaved_bytes: u64,
     /// Bytes of the upload under way that the store has.

@@ -283,8 +283,12 @@ impl Fs {
                     after.push(Box::new(doomed));
                 }
                 if let Some(file) = st.files.get(&f.file_id).cloned() {
-                    let behind = file.live.lock().dirty();
-                    file.live.lock().unlinked = true;
+                    let behind = {
+                        let mut live = file.live.lock();
+                        let behind = live.dirty();
+                        (live.unlinked, live.nameless) = (true, f.generation == 0);
+                        behind
+                    };
                     *file.place.lock() = None;
                     self.note_gone(&file);
                     let rescue = {

@@ -549,8 +549,11 @@ impl Fs {
         let ours = |e: &Arc<Entry>| matches!(&e.body, Body::File(f) if f.file_id == file.id);
         let (Some((dir, name)), Some(entry)) = (place, entry.filter(ours)) else {
             if file.live.lock().unlinked {
-                // While it was on its way: nothing will ever name the object, but who has the file open still reads it.
-                file.guards.lock().push(Box::new(Doomed::object(self, v.key.clone())));
+                // While it was on its way: nothing will ever name the object, but who has the file open still reads it. An older
+                // version is what the index may still name: it goes with that.
+                if file.live.lock().nameless {
+                    file.guards.lock().push(Box::new(Doomed::object(self, v.key.clone())));
+                }
                 return vec![Box::new(guard)];
             }
             // Renamed or removed by another machine, which may delete the object any moment.

@@ -368,6 +368,7 @@ fn zz_replay() {
             }
         }
         let c: Vec<_> = m.sink.conflicts.lock().iter().map(|c| c.kind).collect();
+        eprintln!("   corrupt a {:?} b {:?}", machines[0].sink.corrupt.lock(), machines[1].sink.corrupt.lock());
         let keys: Vec<String> = world.keys_in_bucket().into_iter().filter(|k| !k.contains("smp/")).map(|k| k.chars().take(24).collect()).collect();
         eprintln!("{i} {op:?} saw {:?} {r} -> a {:?} b {:?} {c:?} {keys:?}", there.map(|t| t.len()), machines[0].names(""), machines[1].names(""));
     }
@@ -375,7 +376,7 @@ fn zz_replay() {
         for m in &machines {
             m.drain();
             let c: Vec<_> = m.sink.conflicts.lock().iter().map(|c| c.kind).collect();
-            eprintln!("drain -> {:?} {c:?}", m.names(""));
+            eprintln!("drain -> {:?} {c:?} {:?}", m.names(""), m.sink.corrupt.lock());
         }
     }
     let other = world.fresh();

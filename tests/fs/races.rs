@@ -273,6 +273,35 @@ fn a_file_that_is_unlinked_before_its_upload_lands_is_read_through_open_descript
     nothing_left_over(&world, mount);
 }
 
+#[test]
+fn an_object_outlives_its_unlink_until_the_index_tells_of_it() {
+    for mode in [Mode::Standard, ZK] {
+        let world = world(mode);
+        let (mount, hold) = world.held(Options { commit_delay: Duration::from_secs(3600), ..quick() });
+        mount.put("f", &data(1, 5000));
+        mount.drain();
+        let part = objects(&world).into_iter().next().unwrap();
+        let at = rw(&mount, "f");
+        mount.write(at, 0, &data(2, 6000)).unwrap();
+        hold.answer(Verb::Put, &part, 0);
+        mount.close(at).unwrap();
+        hold.wait(1);
+        mount.unlink("f").unwrap();
+        hold.release();
+        until("the upload landed", || mount.sink.saved.lock().len() == 2);
+        until("nobody has the file any more", || mount.fs.progress().pending.files == 0);
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(mount.faulty.seen(Verb::Delete), 0);
+        // Other machines still find the name.
+        let other = world.fresh();
+        assert!(other.get("f").unwrap() == data(2, 6000));
+        other.kill();
+        mount.drain();
+        assert_eq!(world.fresh().get("f").unwrap_err().kind(), Kind::NotFound);
+        nothing_left_over(&world, mount);
+    }
+}
+
 /// Makes a directory of sixteen parts: while one of them is being read, another one may change.
 fn crowd(mount: &Mount) {
     let dir = mount.mkdir("d");
