@@ -17,6 +17,8 @@ mod crash;
 mod damage;
 #[path = "mount/links.rs"]
 mod links;
+#[path = "mount/machines.rs"]
+mod machines;
 #[path = "mount/outage.rs"]
 mod outage;
 #[path = "mount/posix.rs"]

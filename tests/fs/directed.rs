@@ -271,8 +271,9 @@ fn an_edit_sends_what_changed() {
 #[test]
 fn a_thousand_small_files_cost_a_thousand_puts_and_a_few() {
     let world = world(Mode::ZeroKnowledge);
-    let mount =
-        world.mount(std::sync::Arc::new(SimDisk::new(1)), Options { commit_delay: Duration::from_millis(500), ..quick() });
+    // However slow the machine is: no index is written before somebody waits for it.
+    let patient = Options { commit_delay: Duration::from_secs(3600), ..quick() };
+    let mount = world.mount(std::sync::Arc::new(SimDisk::new(1)), patient);
     mount.mkdir("d");
     for i in 0..1000 {
         mount.put(&format!("d/{i}"), &data(i as u8, 900));
@@ -280,7 +281,7 @@ fn a_thousand_small_files_cost_a_thousand_puts_and_a_few() {
     mount.drain();
     let s = mount.meter.snapshot();
     let puts = s.verbs["put"].requests;
-    assert!((1000..1060).contains(&puts), "{puts} puts");
+    assert!((1000..1030).contains(&puts), "{puts} puts");
     assert!(!s.verbs.contains_key("list"));
     mount.unmount();
     // A cold listing with attributes: no request per file.

@@ -328,3 +328,59 @@ proptest! {
         a.kill();
     }
 }
+
+#[test]
+fn zz_replay() {
+    let Ok(text) = std::env::var("SEQ") else { return };
+    let mode = if text.contains("Standard") { Mode::Standard } else { Mode::ZeroKnowledge };
+    let nums: Vec<usize> = text.split(|c: char| !c.is_ascii_digit()).filter(|s| !s.is_empty()).map(|s| s.parse().unwrap()).collect();
+    let nums = &nums[..nums.len() / 4 * 4];
+    let world = World::new(mode, Suite::Aes256Gcm);
+    let alone = |host: &str| Options { host: host.to_owned(), commit_delay: Duration::from_secs(3600), ..quick() };
+    let machines = ["a", "b"].map(|host| world.mount(Arc::new(SimDisk::new(2)), alone(host)));
+    for (i, op) in nums.chunks(4).enumerate() {
+        let m = &machines[op[0]];
+        let (from, to) = (format!("n{}", op[2]), format!("n{}", op[3]));
+        let there = m.get(if op[1] == 4 { &to } else { &from });
+        let mut r = String::new();
+        if there.as_ref().is_err_and(|e| e.kind() != Kind::NotFound) {
+            eprintln!("{i} {op:?} skipped {there:?}");
+            continue;
+        }
+        match op[1] {
+            0..=2 => {
+                let new = crate::world::data(i as u8, 100 + i);
+                let at = match m.open(&from, libc::O_RDWR | libc::O_TRUNC) {
+                    Ok((ino, opened)) => (ino, opened.fh),
+                    Err(_) => m.create(&from),
+                };
+                let written = m.write(at, 0, &new);
+                if op[1] < 2 {
+                    r += &format!("fsync {:?}", m.wait(m.fs.fsync(WHO, at.0, at.1, false)));
+                }
+                r += &format!(" {written:?} close {:?}", m.close(at));
+            }
+            3 => r += &format!("unlink {:?}", m.unlink(&from)),
+            4 if from != to => r += &format!("rename {:?}", m.rename(&from, &to)),
+            _ => {
+                m.drain();
+                r += "drain";
+            }
+        }
+        let c: Vec<_> = m.sink.conflicts.lock().iter().map(|c| c.kind).collect();
+        eprintln!("   corrupt a {:?} b {:?}", machines[0].sink.corrupt.lock(), machines[1].sink.corrupt.lock());
+        let keys: Vec<String> = world.keys_in_bucket().into_iter().filter(|k| !k.contains("smp/")).map(|k| k.chars().take(24).collect()).collect();
+        eprintln!("{i} {op:?} saw {:?} {r} -> a {:?} b {:?} {c:?} {keys:?}", there.map(|t| t.len()), machines[0].names(""), machines[1].names(""));
+    }
+    for _ in 0..2 {
+        for m in &machines {
+            m.drain();
+            let c: Vec<_> = m.sink.conflicts.lock().iter().map(|c| c.kind).collect();
+            eprintln!("drain -> {:?} {c:?} {:?}", m.names(""), m.sink.corrupt.lock());
+        }
+    }
+    let other = world.fresh();
+    for n in other.names("") {
+        eprintln!("{n} {:?}", other.get(&n).map(|d| d.len()));
+    }
+}

@@ -85,6 +85,8 @@ pub struct World {
     env: Vec<(String, String)>,
     /// An S3 server of its own, instead of the one that the tests share.
     pub endpoint: Option<String>,
+    /// The bucket is another world's.
+    guest: bool,
 }
 
 impl World {
@@ -107,7 +109,7 @@ impl World {
 
     fn new(dir: tempfile::TempDir, store: String) -> World {
         let home = dir.path().join("home");
-        let world = World { dir, store, home, env: Vec::new(), endpoint: None };
+        let world = World { dir, store, home, env: Vec::new(), endpoint: None, guest: false };
         for name in ["home", "mnt", "src"] {
             fs::create_dir(world.path(name)).unwrap();
         }
@@ -140,6 +142,13 @@ impl World {
     pub fn become_another_machine(&mut self, name: &str) {
         self.home = self.path(name);
         fs::create_dir_all(&self.home).unwrap();
+    }
+
+    /// A second machine that mounts the same volume at the same time.
+    pub fn beside(&self) -> World {
+        let mut world = World::new(scratch(), self.store.clone());
+        (world.env, world.endpoint, world.guest) = (self.env.clone(), self.endpoint.clone(), true);
+        world
     }
 
     /// `smpfs` with an environment in which only this world exists.
@@ -219,7 +228,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.clear();
-        if self.store.starts_with("s3:") && self.endpoint.is_none() {
+        if self.store.starts_with("s3:") && self.endpoint.is_none() && !self.guest {
             self.bucket().empty();
         }
         if std::thread::panicking() {
