@@ -156,7 +156,9 @@ impl Fs {
             Verdict::Both => {}
             Verdict::Rescue => {
                 carry.iter().for_each(|t| t.arrive());
-                if let Some(mine) = &c.mine {
+                if let Some(moved) = self.follow_written(st, dir, &mut c) {
+                    due.extend(moved);
+                } else if let Some(mine) = &c.mine {
                     due.extend(self.orphan(st, dir, mine, std::mem::take(&mut c.after), false));
                 }
             }
@@ -209,7 +211,8 @@ impl Fs {
         match &e.body {
             // Who has it open keeps what it had; whoever opens it now gets what is in the bucket.
             Body::File(f) if st.files.get(&f.file_id).is_some_and(|file| file.live.lock().unlinked) => {
-                st.files.remove(&f.file_id);
+                let file = st.files.remove(&f.file_id);
+                st.stuck.extend(file.filter(|f| !f.live.lock().stuck.is_empty()));
             }
             Body::Dir { dir_id, dir_key } if e.name != ROOT_SELF => {
                 let place = Some((dir, e.name.clone()));
@@ -279,8 +282,31 @@ impl Fs {
                 Err(g) => rest.push(g),
             }
         }
+        if let Some(v) = super::io::version_of(e).filter(|_| !landed.is_empty()) {
+            st.unnamed.put(f.file_id, v);
+        }
         self.orphan_file(&file, Orphan { dir, entry: e.clone(), landed, named });
         rest
+    }
+
+    /// What was written to here has another name in the same directory now, by another machine's doing: it goes along.
+    fn follow_written(&self, st: &mut State, dir: DirId, c: &mut Clash) -> Option<Vec<Guard>> {
+        let mine = c.mine.clone()?;
+        let there = st.dirs.get(&dir)?.dir.iter().find(|e| same(e, &mine) && e.name != c.name)?.clone();
+        let mut merged = merge::merge(c.base.as_deref(), &mine, &there);
+        merged.name = there.name.clone();
+        let merged = Arc::new(merged);
+        let change = Change { entry: Some(merged.clone()), after: std::mem::take(&mut c.after), ..Change::default() };
+        if !st.places.contains_key(&(dir, there.name.clone())) {
+            st.replace(&(dir, c.name.clone()), &(dir, there.name.clone()));
+        }
+        self.moved(st, &merged, dir);
+        // What could not be noted here the spool's log still tells.
+        let line: Noted = (dir, there.name.clone(), Some(merged));
+        if let Err(e) = self.journal_only(st, std::slice::from_ref(&line)) {
+            tracing::warn!("the journal could not note a conflict: {e}");
+        }
+        Some(self.apply_journalled(st, vec![(dir, there.name.clone(), change)]))
     }
 
     pub(super) fn orphan_file(&self, file: &Arc<super::file::File>, o: Orphan) {

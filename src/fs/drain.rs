@@ -30,7 +30,7 @@ impl Fs {
         let st = self.state.lock();
         let mut p = Progress { names: st.dirs.values().map(|c| c.dir.pending_count() as u64).sum(), ..Progress::default() };
         p.names += st.unborn.len() as u64;
-        for file in st.files.values() {
+        for file in st.all_files() {
             let live = file.live.lock();
             p.pending.files += live.stuck.len() as u64;
             if live.dirty() {
@@ -96,7 +96,7 @@ impl Fs {
     /// Why not everything is in the bucket.
     fn obstacle(&self) -> Error {
         let st = self.state.lock();
-        let stuck = || st.files.values().any(|f| !f.live.lock().stuck.is_empty()).then(super::rescue::stuck);
+        let stuck = || st.all_files().any(|f| !f.live.lock().stuck.is_empty()).then(super::rescue::stuck);
         let of_file = st.files.values().find_map(|f| f.live.lock().error.as_ref().map(Error::duplicate)).or_else(stuck);
         let of_dir = || st.dirs.values().find_map(|c| c.error.as_ref().map(Error::duplicate));
         let why = of_file.or_else(of_dir);

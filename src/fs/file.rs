@@ -18,6 +18,8 @@ use super::rescue::{Beaten, Orphan};
 use super::state::Place;
 use crate::crypto::secmem::SecretKey;
 use crate::error::{Error, Kind, Result};
+use crate::format::entry::{Body, Entry};
+use crate::format::names::object_key;
 use crate::read::OpenObject;
 use crate::types::{FileId, Hash, Time};
 use crate::write::layer::{Layer, Stretch};
@@ -46,6 +48,17 @@ pub struct Version {
 }
 
 impl Version {
+    /// The entry of the file when it names this version.
+    pub fn named_by(&self, entry: &Entry) -> Entry {
+        let mut e = entry.clone();
+        if let Body::File(f) = &mut e.body {
+            (f.generation, f.trailer_hash, f.size, f.object_len) =
+                (self.generation, self.trailer_hash, self.size, self.object_len);
+            f.key = (self.key != object_key(&f.file_id)).then(|| self.key.clone());
+        }
+        e
+    }
+
     /// The version that an open object is.
     pub fn of(o: &OpenObject) -> Version {
         Version {

@@ -47,8 +47,20 @@ impl Fs {
                 _ => fail(Kind::Invalid, "not a regular file"),
             };
         };
-        if let Some(file) = st.files.get(&f.file_id) {
-            return Ok(file.clone());
+        if let Some(file) = st.files.get(&f.file_id).cloned() {
+            let placed = st.nodes.get(&ino).is_some_and(|n| n.place.is_some());
+            let (outcast, busy, stuck) = {
+                let live = file.live.lock();
+                (live.unlinked, live.rescuing(), !live.stuck.is_empty())
+            };
+            match placed && outcast {
+                false => return Ok(file),
+                // Another machine took its name and put it back, or gave it another one: what is opened now is a file like any other.
+                true if !busy => st.stuck.extend(stuck.then_some(file)),
+                true => {
+                    return fail(Kind::Stale, "another machine changed the file's name; what was written here is being saved");
+                }
+            }
         }
         let (place, lost) = st.nodes.get(&ino).map_or((None, false), |n| (n.place.clone(), n.lost));
         let unlinked = place.is_none();
@@ -56,7 +68,10 @@ impl Fs {
             // Replaced between the kernel's lookup and its open, with nothing of it uploaded: the kernel looks the name up again.
             return fail(Kind::Stale, "the file was replaced");
         }
-        let file = Arc::new(File::new(f.file_id, f.file_key.clone(), place, version_of(&e)));
+        let version = version_of(&e);
+        let later = |v: &&Version| version.as_ref().is_some_and(|known| known.generation < v.generation);
+        let version = st.unnamed.peek(&f.file_id).filter(later).cloned().or(version);
+        let file = Arc::new(File::new(f.file_id, f.file_key.clone(), place, version));
         file.live.lock().unlinked = unlinked;
         st.files.insert(f.file_id, file.clone());
         Ok(file)

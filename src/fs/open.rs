@@ -307,7 +307,7 @@ impl Fs {
         s.spool = Fill { used, limit };
         s.open_files = self.handles.lock().len() as u64;
         s.conflicts.settled = self.conflicts.load(Ordering::Relaxed);
-        for file in self.state.lock().files.values() {
+        for file in self.state.lock().all_files() {
             let live = file.live.lock();
             s.conflicts.waiting += live.beaten.len() as u64 + u64::from(live.orphan.is_some());
             s.conflicts.stuck += live.stuck.len() as u64;

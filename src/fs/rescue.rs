@@ -241,11 +241,31 @@ impl Fs {
         (live.size, live.saved, live.unborn, live.unsaved_bytes) = (winner.size(), live.changes, false, 0);
         live.intents.clear();
         live.notice = true;
-        let winner = Some(winner);
+        let (won, winner) = (Version::of(&winner), Some(winner));
         let (kind, named) = (ConflictKind::Contents, false);
         live.beaten.push(Arc::new(Beaten { kind, named, dir, entry, layers, logs, version, below, winner, size, times }));
         drop(live);
         self.forget_pages(file);
+        self.catch_entry_up(file, &won);
+    }
+
+    /// The bucket has a version that no index names, as far as this machine can see, and whoever uploaded it may never name it.
+    fn catch_entry_up(&self, file: &File, v: &Version) {
+        let mut st = self.state.lock();
+        let place = file.place.lock().clone();
+        let shown = place.and_then(|(d, n)| Some((d, st.dirs.get(&d)?.dir.get(&n)?.clone())));
+        let older = |e: &Entry| matches!(&e.body, Body::File(f) if f.file_id == file.id && f.generation < v.generation);
+        let Some((dir, entry)) = shown.filter(|(_, e)| older(e)) else { return };
+        let entry = Arc::new(v.named_by(&entry));
+        let name = entry.name.clone();
+        let change = Change { entry: Some(entry), ..Change::default() };
+        match self.apply(&mut st, vec![(dir, name, change)]) {
+            Ok(due) => {
+                drop(st);
+                drop(due);
+            }
+            Err(e) => tracing::debug!("an entry could not be brought up to date: {e}"),
+        }
     }
 
     /// The file's name is another machine's now, or gone: what it holds becomes a file of its own, and this one is no more.

@@ -4,7 +4,7 @@
 //! **Lock order**: `Fs::state` first, then a file's `live`, then the journal. A file's `io` lock is taken before `state`, never
 //! while holding it.
 
-use super::file::File;
+use super::file::{File, Version};
 use super::journal::Line;
 use crate::crypto::secmem::SecretKey;
 use crate::error::{Kind, Result, fail};
@@ -119,6 +119,8 @@ pub struct State {
     pub dirs: HashMap<DirId, DirCell>,
     /// Files that are open or have unsent data.
     pub files: HashMap<FileId, Arc<File>>,
+    /// Files that lost their name to another machine with contents that cannot be put together, while the name's new file is in use.
+    pub stuck: Vec<Arc<File>>,
     /// Directories whose index is not in the bucket yet.
     pub unborn: HashSet<DirId>,
     /// The root directory.
@@ -129,6 +131,8 @@ pub struct State {
     pub coming: HashMap<Vec<u8>, Vec<Arc<MoveToken>>>,
     /// Where this machine renamed files to of late: another one may have renamed them too.
     pub renamed: lru::LruCache<FileId, Place>,
+    /// Versions of this machine that no index may name, because another one had taken the file's name away by then.
+    pub unnamed: lru::LruCache<FileId, Version>,
     /// Last change number.
     pub seq: u64,
     /// Entries read from the bucket since they were last counted.
@@ -136,6 +140,11 @@ pub struct State {
 }
 
 impl State {
+    /// Files that may have something unsent.
+    pub fn all_files(&self) -> impl Iterator<Item = &Arc<File>> {
+        self.files.values().chain(&self.stuck)
+    }
+
     /// Nothing but the ids of the root and of the links directory.
     pub fn new(root: DirId, links: DirId) -> State {
         State {
@@ -143,11 +152,13 @@ impl State {
             places: HashMap::new(),
             dirs: HashMap::new(),
             files: HashMap::new(),
+            stuck: Vec::new(),
             unborn: HashSet::new(),
             root,
             links,
             coming: HashMap::new(),
             renamed: lru::LruCache::new(RENAMED),
+            unnamed: lru::LruCache::new(RENAMED),
             seq: 0,
             grown: 0,
         }

@@ -557,15 +557,12 @@ impl Fs {
                 return vec![Box::new(guard)];
             }
             // Renamed or removed by another machine, which may delete the object any moment.
+            st.unnamed.put(file.id, v.clone());
             let (dir, entry) = self.entry_for(st, file);
             self.orphan_file(file, Orphan { dir, entry, landed: vec![guard], named: false });
             return Vec::new();
         };
-        let mut e = Entry::clone(&entry);
-        if let Body::File(f) = &mut e.body {
-            (f.generation, f.trailer_hash, f.size, f.object_len) = (v.generation, v.trailer_hash, v.size, v.object_len);
-            f.key = (v.key != crate::format::names::object_key(&file.id)).then(|| v.key.clone());
-        }
+        let mut e = v.named_by(&entry);
         {
             let mut live = file.live.lock();
             // A setattr after the write knows better; a write after the freeze keeps its own times for the next version.

@@ -535,3 +535,43 @@ fn an_old_listing_that_leads_to_nothing_or_to_another_file_is_no_damage() {
         ends(&world, a, b, &[("x", data(2, 200)), ("y", data(2, 200))]);
     }
 }
+
+/// Writes a file under the name that it had, while it has been renamed elsewhere, and then under its new one.
+fn written_under_both_names(mode: Mode, new: &str) -> (World, Mount, Mount) {
+    let world = World::new(mode, Suite::Aes256Gcm);
+    let (a, b) = (machine(&world, "a"), machine(&world, "b"));
+    a.mkdir("d");
+    a.put("x", &data(1, 1000));
+    a.drain();
+    assert_eq!(b.names("").len(), 2);
+    a.rename("x", new).unwrap();
+    a.drain();
+    let old = b.open("x", libc::O_RDWR).map(|(ino, o)| (ino, o.fh)).unwrap();
+    b.write(old, 0, &data(2, 2000)).unwrap();
+    let _ = b.wait(b.fs.fsync(WHO, old.0, old.1, false));
+    b.drain();
+    // The first descriptor is still open.
+    let at = b.open(new, libc::O_RDWR).map(|(ino, o)| (ino, o.fh)).unwrap();
+    b.write(at, 0, &data(3, 3000)).unwrap();
+    b.wait(b.fs.fsync(WHO, at.0, at.1, false)).unwrap();
+    b.close(at).unwrap();
+    let _ = b.close(old);
+    (world, a, b)
+}
+
+#[test]
+fn what_is_written_under_an_old_name_goes_along_within_a_directory() {
+    for mode in MODES {
+        let (world, a, b) = written_under_both_names(mode, "y");
+        assert!(kinds(&b).is_empty());
+        ends(&world, a, b, &[("d", Vec::new()), ("y", data(3, 3000))]);
+    }
+}
+
+#[test]
+fn a_file_whose_old_name_was_saved_apart_is_written_under_its_new_one() {
+    for mode in MODES {
+        let (world, a, b) = written_under_both_names(mode, "d/y");
+        ends(&world, a, b, &[("d", Vec::new()), ("d/y", data(3, 3000)), ("x", data(2, 2000))]);
+    }
+}

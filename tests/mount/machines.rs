@@ -87,7 +87,10 @@ fn work_side_by_side(a: World, mode: &str) {
     assert!(fs::read(c.file("report.dcm")).unwrap() == theirs);
     assert!(conflict_copy(&c.mnt(), "report") == edited, "what the slower one had written, whole");
     let all = names(&c.mnt());
-    assert!(all.contains(&"study".to_owned()) && all.contains(&"study!".to_owned()) && !all.contains(&"old".to_owned()), "{all:?}");
+    assert!(
+        all.contains(&"study".to_owned()) && all.contains(&"study!".to_owned()) && !all.contains(&"old".to_owned()),
+        "{all:?}"
+    );
     let draft = all.iter().filter(|n| n.starts_with("draft") || n.starts_with("final"));
     let texts: Vec<_> = draft.map(|n| fs::read_to_string(c.file(n)).unwrap()).collect();
     assert!(texts.contains(&"draft and more".to_owned()), "{all:?} {texts:?}");
