@@ -22,6 +22,11 @@ impl Wiped {
     pub fn zeros(len: usize) -> Wiped {
         Wiped(vec![0; len])
     }
+
+    /// The vector, which nobody wipes from here on: for buffers that hold nothing secret any more.
+    pub fn take(mut self) -> Vec<u8> {
+        std::mem::take(&mut self.0)
+    }
 }
 
 impl Deref for Wiped {

@@ -110,20 +110,23 @@ impl LogKey {
         LogKey { aead: AeadKey::new(Suite::Aes256Gcm, key), id: log.id }
     }
 
-    /// Appends a whole record to `out`: head, ciphertext, tag.
+    /// Appends a whole record to `out`: head, ciphertext, tag. The parts of `payload` are joined.
     ///
     /// `seq` must never have been used under this key; `offset` is where the record begins in the file. Fails with `TooLarge`
     /// beyond [`MAX_PAYLOAD`].
-    pub fn seal(&self, seq: u64, offset: u64, kind: u8, payload: &[u8], out: &mut Vec<u8>) -> Result<()> {
-        if payload.len() > MAX_PAYLOAD {
+    pub fn seal(&self, seq: u64, offset: u64, kind: u8, payload: &[&[u8]], out: &mut Vec<u8>) -> Result<()> {
+        let len: usize = payload.iter().map(|p| p.len()).sum();
+        if len > MAX_PAYLOAD {
             return fail(Kind::TooLarge, "a record of a local log holds up to 1 MiB");
         }
         let mut head = [0; HEAD_LEN];
-        head[..4].copy_from_slice(&(payload.len() as u32).to_be_bytes());
+        head[..4].copy_from_slice(&(len as u32).to_be_bytes());
         head[4] = kind;
+        // All at once: growing on the way would leave plaintext behind.
+        out.reserve(len + OVERHEAD);
         out.extend_from_slice(&head);
         let start = out.len();
-        out.extend_from_slice(payload);
+        payload.iter().for_each(|part| out.extend_from_slice(part));
         let tag = self.aead.seal_in_place(&nonce(seq), &self.aad(&head, offset), &mut out[start..]);
         out.extend_from_slice(&tag);
         Ok(())
@@ -202,14 +205,14 @@ mod tests {
         let context = [&b"smpfs/v1/log\0\0\x02"[..], &[3; 16], &[4; 16]].concat();
         assert_eq!(sealed_blob::open(&[1; 32], &context, &header[44..148]).unwrap().as_slice(), [2; 32]);
         let mut record = Vec::new();
-        LogKey::new(&[2; 32], LOG).seal(0x0102, 0x0304, 9, b"payload", &mut record).unwrap();
+        LogKey::new(&[2; 32], LOG).seal(0x0102, 0x0304, 9, &[b"pay", b"load"], &mut record).unwrap();
         assert_eq!(record[..8], [0, 0, 0, 7, 9, 0, 0, 0]);
         let aad = [&record[..8], &[0, 0, 0, 0, 0, 0, 3, 4], &[4; 16]].concat();
         let tag = record[15..].try_into().unwrap();
         let aead = AeadKey::new(Suite::Aes256Gcm, &[2; 32]);
         aead.open_in_place(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2], &aad, &mut record[8..15], &tag).unwrap();
         assert_eq!(&record[8..15], b"payload");
-        assert!(LogKey::new(&[2; 32], LOG).seal(0, 0, 0, &vec![0; MAX_PAYLOAD + 1], &mut record).is_err());
+        assert!(LogKey::new(&[2; 32], LOG).seal(0, 0, 0, &[&vec![0; MAX_PAYLOAD], &[0]], &mut record).is_err());
     }
 
     proptest! {
@@ -224,7 +227,7 @@ mod tests {
         ) {
             let key = LogKey::new(&[7; 32], LOG);
             let mut record = Vec::new();
-            key.seal(seq, offset, kind, &payload, &mut record).unwrap();
+            key.seal(seq, offset, kind, &[&payload], &mut record).unwrap();
             prop_assert_eq!(record.len(), payload.len() + OVERHEAD);
             let mut good = record.clone();
             prop_assert_eq!(key.open(seq, offset, &mut good).unwrap(), kind);

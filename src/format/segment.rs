@@ -4,16 +4,17 @@
 //! consumed by [`SegmentSealer::finish`]. A retried upload sends the same bytes again, or starts from a new secret.
 
 use super::failure::Failure;
-use super::geometry::{FOOT_LEN, LEAF_LEN};
+use super::geometry::{FOOT_LEN, Geometry, LEAF_LEN};
 use super::manifest::{Record, SegmentSecret};
 use super::params::{Params, suite_code};
 use crate::crypto::aead::{AeadKey, NONCE_LEN, TAG_LEN, nonce_at};
 use crate::crypto::hash::{Sha256, sha256};
 use crate::crypto::kdf::{expand_sha512, hkdf_sha512};
 use crate::crypto::secmem::SecretKey;
+use crate::crypto::wiped::Wiped;
 use crate::error::{Kind, Result, fail};
 use crate::types::{FileId, Hash};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Which segment of which file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,15 +128,25 @@ impl<'a> SegmentSealer<'a> {
 
     /// Seals the next chunk, exactly [`SegmentSealer::next_len`] bytes, and appends ciphertext and tag to `out`.
     pub fn chunk(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<()> {
-        if plain.is_empty() || plain.len() != self.next_len() {
-            return fail(Kind::Bug, "a chunk of another length than its place was to be sealed");
-        }
         let start = out.len();
         out.extend_from_slice(plain);
-        let (nonce, aad) = (self.cipher.nonce(self.next), self.cipher.aad(self.next));
-        let tag = self.cipher.aead.seal_in_place(&nonce, &aad, &mut out[start..]);
-        out.extend_from_slice(&tag);
-        self.leaves.extend_from_slice(&leaf(&out[start..]));
+        out.extend_from_slice(&[0; TAG_LEN]);
+        let done = self.chunk_in_place(&mut out[start..]);
+        if done.is_err() {
+            out[start..].zeroize();
+            out.truncate(start);
+        }
+        done
+    }
+
+    /// Seals the next chunk where it lies: `stored` is its plaintext and room for the tag.
+    fn chunk_in_place(&mut self, stored: &mut [u8]) -> Result<()> {
+        let len = self.next_len();
+        let Some((text, tag)) = stored.split_last_chunk_mut::<TAG_LEN>().filter(|(text, _)| len > 0 && text.len() == len) else {
+            return fail(Kind::Bug, "a chunk of another length than its place was to be sealed");
+        };
+        *tag = self.cipher.aead.seal_in_place(&self.cipher.nonce(self.next), &self.cipher.aad(self.next), text);
+        self.leaves.extend_from_slice(&leaf(stored));
         self.next += 1;
         Ok(())
     }
@@ -151,19 +162,63 @@ impl<'a> SegmentSealer<'a> {
     }
 }
 
-/// Seals a whole segment: its stored bytes and its record.
-pub fn seal_segment(at: SegmentAt<'_>, secret: SegmentSecret, written: u64, plain: &[u8]) -> Result<(Vec<u8>, Record)> {
-    if plain.len() as u64 != at.plain {
+/// Room for a segment, in which its plaintext becomes its stored bytes: every chunk lies where it will be stored. Begins as zeros,
+/// and is wiped when it goes unsealed.
+pub struct SegmentBuffer {
+    bytes: Wiped,
+    chunk: usize,
+    plain: usize,
+}
+
+impl SegmentBuffer {
+    /// Room for a segment of `plain` bytes.
+    pub fn new(geometry: Geometry, plain: u64) -> SegmentBuffer {
+        let bytes = Wiped::zeros(geometry.seg_stored(plain) as usize);
+        SegmentBuffer { bytes, chunk: geometry.chunk_size() as usize, plain: plain as usize }
+    }
+
+    /// Puts `data` at `offset` of the segment's plaintext. `Bug` when it does not fit.
+    pub fn put(&mut self, offset: usize, mut data: &[u8]) -> Result<()> {
+        if offset.checked_add(data.len()).is_none_or(|end| end > self.plain) {
+            return fail(Kind::Bug, "bytes were put behind the end of a segment");
+        }
+        let mut at = offset;
+        while !data.is_empty() {
+            let (now, rest) = data.split_at(data.len().min(self.chunk - at % self.chunk));
+            let to = at / self.chunk * (self.chunk + TAG_LEN) + at % self.chunk;
+            self.bytes[to..to + now.len()].copy_from_slice(now);
+            (at, data) = (at + now.len(), rest);
+        }
+        Ok(())
+    }
+}
+
+/// Seals a whole segment where it lies: its stored bytes and its record.
+pub fn seal_buffer(
+    at: SegmentAt<'_>,
+    secret: SegmentSecret,
+    written: u64,
+    mut buffer: SegmentBuffer,
+) -> Result<(Vec<u8>, Record)> {
+    if buffer.plain as u64 != at.plain || buffer.chunk as u64 != at.params.geometry.chunk_size() {
         return fail(Kind::Bug, "a segment of another length than its place was to be sealed");
     }
-    let geometry = at.params.geometry;
-    let mut out = Vec::with_capacity(geometry.seg_stored(at.plain) as usize);
     let mut sealer = SegmentSealer::new(at, secret)?;
-    for chunk in plain.chunks(geometry.chunk_size() as usize) {
-        sealer.chunk(chunk, &mut out)?;
+    let body = buffer.plain + at.chunks() as usize * TAG_LEN;
+    for stored in buffer.bytes[..body].chunks_mut(buffer.chunk + TAG_LEN) {
+        sealer.chunk_in_place(stored)?;
     }
+    let mut out = buffer.bytes.take();
+    out.truncate(body);
     let record = sealer.finish(written, &mut out)?;
     Ok((out, record))
+}
+
+/// Seals a whole segment: its stored bytes and its record.
+pub fn seal_segment(at: SegmentAt<'_>, secret: SegmentSecret, written: u64, plain: &[u8]) -> Result<(Vec<u8>, Record)> {
+    let mut buffer = SegmentBuffer::new(at.params.geometry, plain.len() as u64);
+    buffer.put(0, plain)?;
+    seal_buffer(at, secret, written, buffer)
 }
 
 /// Opens single chunks of one segment, in any order and from many threads.
@@ -325,6 +380,33 @@ mod tests {
                 assert!(verify_segment(&other, &bytes, root).is_err() || other.k == at.k);
             }
         }
+    }
+
+    #[test]
+    fn a_segment_may_be_put_together_in_its_place() {
+        let params = params(Suite::Aes256Gcm);
+        let file = FileId([2; 32]);
+        let plain: Vec<u8> = (0..40_000u32).map(|i| (i / 7) as u8).collect();
+        let at = SegmentAt { params: &params, file_id: &file, k: 1, plain: plain.len() as u64 };
+        let whole = seal_segment(at, SegmentSecret([3; 32]), 4, &plain).unwrap();
+        let mut sealed = Vec::new();
+        let mut sealer = SegmentSealer::new(at, SegmentSecret([3; 32])).unwrap();
+        for chunk in plain.chunks(1 << 14) {
+            sealer.chunk(chunk, &mut sealed).unwrap();
+        }
+        let record = sealer.finish(4, &mut sealed).unwrap();
+        assert_eq!((&sealed, &record), (&whole.0, &whole.1));
+        // In pieces across the bounds of chunks, last things first, and with something that is overwritten.
+        let mut buffer = SegmentBuffer::new(params.geometry, at.plain);
+        buffer.put(100, &[0xEE; 30_000]).unwrap();
+        for start in [33_000, 16_384, 16_383, 5, 0] {
+            let end = [5, 16_383, 16_384, 33_000, 40_000].into_iter().find(|e| *e > start).unwrap();
+            buffer.put(start, &plain[start..end]).unwrap();
+        }
+        assert_eq!(seal_buffer(at, SegmentSecret([3; 32]), 4, buffer).unwrap(), whole);
+        let mut buffer = SegmentBuffer::new(params.geometry, at.plain);
+        assert!(buffer.put(39_999, &[1; 2]).is_err() && buffer.put(usize::MAX, &[1; 2]).is_err());
+        assert!(seal_buffer(SegmentAt { plain: at.plain - 1, ..at }, SegmentSecret([3; 32]), 4, buffer).is_err());
     }
 
     #[test]

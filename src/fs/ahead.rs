@@ -12,10 +12,11 @@
 
 use super::Fs;
 use super::file::{File, Io};
-use crate::crypto::wiped::Wiped;
-use crate::error::{Error, Kind, Result};
+use super::upload::from_layer;
+use crate::error::Result;
 use crate::format::geometry::Layout;
 use crate::format::manifest::{Hints, Record};
+use crate::format::segment::SegmentBuffer;
 use crate::store::{Cond, Part};
 use crate::types::{Hash, Time};
 use crate::write::layer::Layer;
@@ -56,14 +57,9 @@ struct Excerpt(Arc<Layer>);
 
 #[async_trait]
 impl Plain for Excerpt {
-    async fn plain(&self, range: Range<u64>) -> Result<Wiped> {
-        let layer = self.0.clone();
-        let work = move || {
-            let mut buf = Wiped::zeros((range.end - range.start) as usize);
-            layer.fill(range.start, &mut buf, std::slice::from_ref(&range))?;
-            Ok::<_, Error>(buf)
-        };
-        tokio::task::spawn_blocking(work).await.map_err(|e| Error::with_source(Kind::Bug, "reading the spool stopped", e))?
+    async fn plain(&self, range: Range<u64>, buffer: SegmentBuffer) -> Result<SegmentBuffer> {
+        // The layer covers the range: nothing is left to anything below.
+        from_layer(self.0.clone(), range, buffer).await.map(|(buffer, _)| buffer)
     }
 }
 

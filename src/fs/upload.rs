@@ -8,12 +8,12 @@ use super::file::{File, Froze, Version};
 use super::rescue::{Landed, Orphan};
 use super::state::State;
 use super::{Doomed, Fs};
-use crate::crypto::wiped::Wiped;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
 use crate::format::header::Header;
 use crate::format::manifest::Hints;
 use crate::format::names::readable_key;
+use crate::format::segment::SegmentBuffer;
 use crate::read::{Ask, ObjectParts, OpenObject, Reader};
 use crate::store::{Cond, Span, UploadId, temporary};
 use crate::tree::dir::Change;
@@ -39,15 +39,9 @@ struct Source {
 
 #[async_trait]
 impl Plain for Source {
-    async fn plain(&self, range: Range<u64>) -> Result<Wiped> {
-        let (layer, all) = (self.layer.clone(), range.clone());
-        let filled = tokio::task::spawn_blocking(move || {
-            let mut buf = Wiped::zeros((all.end - all.start) as usize);
-            let gaps = layer.fill(all.start, &mut buf, std::slice::from_ref(&all))?;
-            Ok::<_, Error>((buf, gaps))
-        });
-        let (mut buf, gaps) = filled.await.map_err(|e| Error::with_source(Kind::Bug, "reading the spool stopped", e))??;
-        let Some(old) = &self.old else { return Ok(buf) };
+    async fn plain(&self, range: Range<u64>, buffer: SegmentBuffer) -> Result<SegmentBuffer> {
+        let (mut buffer, gaps) = from_layer(self.layer.clone(), range.clone(), buffer).await?;
+        let Some(old) = &self.old else { return Ok(buffer) };
         for gap in gaps {
             let (mut at, end) = (gap.start, gap.end.min(old.size()));
             while at < end {
@@ -56,13 +50,26 @@ impl Plain for Source {
                 if bytes.is_empty() {
                     return fail(Kind::Corrupt, "the stored file is shorter than it must be");
                 }
-                let to = (at - range.start) as usize;
-                buf[to..to + bytes.len()].copy_from_slice(&bytes);
+                buffer.put((at - range.start) as usize, &bytes)?;
                 at += bytes.len() as u64;
             }
         }
-        Ok(buf)
+        Ok(buffer)
     }
+}
+
+/// Puts what a layer has of a range into `buffer`; returns what is left to what lies below.
+pub(super) async fn from_layer(
+    layer: Arc<Layer>,
+    range: Range<u64>,
+    mut buffer: SegmentBuffer,
+) -> Result<(SegmentBuffer, Vec<Range<u64>>)> {
+    let work = move || {
+        let start = range.start;
+        let gaps = layer.visit(std::slice::from_ref(&range), |at, bytes| buffer.put((at - start) as usize, bytes))?;
+        Ok::<_, Error>((buffer, gaps))
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::with_source(Kind::Bug, "reading the spool stopped", e))?
 }
 
 /// Keeps count of an upload, and of what a later mount must know of it.

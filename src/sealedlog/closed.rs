@@ -1,6 +1,6 @@
 //! Reading a log that an earlier process left: in order, by position, and with a verdict on how it ends.
 
-use super::{LogOwner, RecordPos, erase, read_record};
+use super::{LogOwner, Opened, RecordPos, erase, read_record, read_record_into};
 use crate::crypto::wiped::Wiped;
 use crate::disk::{Access, Disk, DiskFile, read_exact};
 use crate::error::{Kind, Result, fail};
@@ -109,6 +109,11 @@ impl ClosedLog {
     /// The payload of a record, by a position that [`ClosedLog::records`] or an earlier append gave.
     pub fn read(&self, pos: RecordPos) -> Result<Wiped> {
         read_record(&*self.file, &self.key, pos)
+    }
+
+    /// [`ClosedLog::read`] into a buffer that many reads may use one after the other.
+    pub fn read_into(&self, pos: RecordPos, buffer: &mut Opened) -> Result<()> {
+        read_record_into(&*self.file, &self.key, pos, buffer)
     }
 
     /// Bytes of the file.

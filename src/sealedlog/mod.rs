@@ -124,7 +124,13 @@ impl SealedLog {
     /// After an error the record is not in the log and the log goes on as if it had not been tried, except when the file could
     /// not be repaired or eight appends in a row failed: then every later call fails, and a new log must take over.
     pub fn append(&self, kind: u8, payload: &[u8]) -> Result<RecordPos> {
-        if payload.len() > MAX_PAYLOAD {
+        self.append_parts(kind, &[payload])
+    }
+
+    /// [`SealedLog::append`] of a payload that lies in parts.
+    pub fn append_parts(&self, kind: u8, payload: &[&[u8]]) -> Result<RecordPos> {
+        let len: usize = payload.iter().map(|p| p.len()).sum();
+        if len > MAX_PAYLOAD {
             return fail(Kind::TooLarge, "a record of a local log holds up to 1 MiB");
         }
         let tail = &mut *self.tail.lock();
@@ -133,7 +139,7 @@ impl SealedLog {
         }
         let (offset, seq) = (tail.end, tail.seq);
         if tail.cautious {
-            self.probe(tail, payload.len() + OVERHEAD)?;
+            self.probe(tail, len + OVERHEAD)?;
         }
         tail.buffer.clear();
         self.key.seal(seq, offset, kind, payload, &mut tail.buffer)?;
@@ -151,7 +157,7 @@ impl SealedLog {
         if tail.buffer.capacity() > KEEP_BUFFER {
             tail.buffer = Vec::new();
         }
-        Ok(RecordPos { offset, seq, len: payload.len() as u32 })
+        Ok(RecordPos { offset, seq, len: len as u32 })
     }
 
     /// Takes the space of the next record with zeros, so that a full disk costs no number.
@@ -176,6 +182,11 @@ impl SealedLog {
     /// The payload of a record of this log.
     pub fn read(&self, pos: RecordPos) -> Result<Wiped> {
         read_record(&*self.file, &self.key, pos)
+    }
+
+    /// [`SealedLog::read`] into a buffer that many reads may use one after the other.
+    pub fn read_into(&self, pos: RecordPos, buffer: &mut Opened) -> Result<()> {
+        read_record_into(&*self.file, &self.key, pos, buffer)
     }
 
     /// Returns when everything appended before the call is durable. Callers at the same time share one disk sync.
@@ -250,16 +261,44 @@ fn erase(disk: &dyn Disk, path: &str, file: &dyn DiskFile) -> Result<()> {
     wiped.and(removed).map_err(|e| e.context("destroying a local log"))
 }
 
-fn read_record(file: &dyn DiskFile, key: &LogKey, pos: RecordPos) -> Result<Wiped> {
-    if pos.len as usize > MAX_PAYLOAD {
-        return fail(Kind::Invalid, "no record of a local log is that long");
+/// A buffer for records that are opened one after the other.
+#[derive(Default)]
+pub struct Opened {
+    bytes: Wiped,
+    len: usize,
+}
+
+impl Opened {
+    /// The payload of the record that was opened last; empty before the first and after a failure.
+    pub fn payload(&self) -> &[u8] {
+        self.bytes.get(HEAD_LEN..HEAD_LEN + self.len).unwrap_or_default()
     }
-    let mut record = Wiped::zeros(pos.len as usize + OVERHEAD);
-    disk::read_exact(file, pos.offset, &mut record)?;
-    key.open(pos.seq, pos.offset, &mut record)?;
+}
+
+fn read_record(file: &dyn DiskFile, key: &LogKey, pos: RecordPos) -> Result<Wiped> {
+    let mut opened = Opened::default();
+    read_record_into(file, key, pos, &mut opened)?;
+    let mut record = opened.bytes;
     record.truncate(HEAD_LEN + pos.len as usize);
     record.drain(..HEAD_LEN);
     Ok(record)
+}
+
+fn read_record_into(file: &dyn DiskFile, key: &LogKey, pos: RecordPos, buffer: &mut Opened) -> Result<()> {
+    let len = pos.len as usize;
+    if len > MAX_PAYLOAD {
+        return fail(Kind::Invalid, "no record of a local log is that long");
+    }
+    buffer.len = 0;
+    if buffer.bytes.capacity() < len + OVERHEAD {
+        // A new one: a vector that grows leaves what it held behind.
+        buffer.bytes = Wiped::zeros(len + OVERHEAD);
+    }
+    buffer.bytes.resize(len + OVERHEAD, 0);
+    disk::read_exact(file, pos.offset, &mut buffer.bytes)?;
+    key.open(pos.seq, pos.offset, &mut buffer.bytes)?;
+    buffer.len = len;
+    Ok(())
 }
 
 #[cfg(test)]

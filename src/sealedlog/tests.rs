@@ -57,6 +57,24 @@ fn round_trip_by_position_and_in_order() {
 }
 
 #[test]
+fn one_buffer_serves_many_reads() {
+    let disk = SimDisk::new(1);
+    let log = create(&disk);
+    let positions = [100, 70_000, 3].map(|n| log.append_parts(1, &[&[7; 8], &vec![n as u8; n]]).unwrap());
+    let mut opened = Opened::default();
+    assert!(opened.payload().is_empty());
+    for i in [1, 0, 2, 1] {
+        log.read_into(positions[i], &mut opened).unwrap();
+        assert_eq!(opened.payload(), *log.read(positions[i]).unwrap());
+    }
+    // What failed to open leaves nothing that could be taken for the record.
+    assert!(log.read_into(RecordPos { seq: 9, ..positions[0] }, &mut opened).is_err());
+    assert!(opened.payload().is_empty());
+    closed(&disk).read_into(positions[2], &mut opened).unwrap();
+    assert_eq!(opened.payload(), [7, 7, 7, 7, 7, 7, 7, 7, 3, 3, 3]);
+}
+
+#[test]
 fn nothing_readable_is_on_the_disk_and_destroy_leaves_no_way_in() {
     let disk = SimDisk::new(2);
     let log = create(&disk);

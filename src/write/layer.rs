@@ -7,7 +7,7 @@
 use super::extents::{ExtentMap, Source};
 use super::spool::{DestroyLogs, Head, HeadVersion, Spool, SpoolLog};
 use crate::error::{Error, Kind, Result};
-use crate::sealedlog::RecordPos;
+use crate::sealedlog::{Opened, RecordPos};
 use crate::store::UploadId;
 use crate::types::CHUNK_SIZE;
 use std::ops::Range;
@@ -285,30 +285,35 @@ impl Layer {
     /// Fills the parts of `buf` (which begins at file offset `start`, and holds zeros) that this layer knows, within `want`.
     /// Returns the parts that the layer below must fill.
     pub fn fill(&self, start: u64, buf: &mut [u8], want: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
+        self.visit(want, |at, bytes| {
+            let to = (at - start) as usize;
+            buf[to..to + bytes.len()].copy_from_slice(bytes);
+            Ok(())
+        })
+    }
+
+    /// Gives `put` the bytes that this layer holds within `want`, with their offsets in the file; what it does not get and is not
+    /// left to the layer below is zeros. Returns what is left to it.
+    pub fn visit(&self, want: &[Range<u64>], mut put: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<Vec<Range<u64>>> {
         let mut gaps = Vec::new();
-        let mut last: Option<(Pos, crate::crypto::wiped::Wiped)> = None;
-        for range in want {
-            for piece in self.map.pieces(range.start, range.end) {
-                match piece.source {
-                    None => {
-                        let end = piece.end.min(self.limit);
-                        if piece.start < end {
-                            gaps.push(piece.start..end);
-                        }
+        let (mut opened, mut record) = (None, Opened::default());
+        for piece in want.iter().flat_map(|range| self.map.pieces(range.start, range.end)) {
+            match piece.source {
+                None => {
+                    let end = piece.end.min(self.limit);
+                    if piece.start < end {
+                        gaps.push(piece.start..end);
                     }
-                    Some(Source::Zero) => {}
-                    Some(Source::Record { pos, skip }) => {
-                        if last.as_ref().is_none_or(|(p, _)| *p != pos) {
-                            last = Some((pos, self.logs[usize::from(pos.log)].read(pos.record)?));
-                        }
-                        if let Some((_, data)) = &last {
-                            let from = RECORD_HEAD + skip as usize;
-                            let len = (piece.end - piece.start) as usize;
-                            let bytes = data.get(from..from + len).ok_or_else(short_record)?;
-                            let to = (piece.start - start) as usize;
-                            buf[to..to + len].copy_from_slice(bytes);
-                        }
+                }
+                Some(Source::Zero) => {}
+                Some(Source::Record { pos, skip }) => {
+                    if opened != Some(pos) {
+                        self.logs[usize::from(pos.log)].read(pos.record, &mut record)?;
+                        opened = Some(pos);
                     }
+                    let from = RECORD_HEAD + skip as usize;
+                    let data = record.payload().get(from..from + (piece.end - piece.start) as usize);
+                    put(piece.start, data.ok_or_else(short_record)?)?;
                 }
             }
         }

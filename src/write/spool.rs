@@ -5,13 +5,12 @@
 
 use super::layer::{Layer, record};
 use crate::crypto::secmem::SecretKey;
-use crate::crypto::wiped::Wiped;
 use crate::disk::Disk;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::failure::Failure;
 use crate::format::wire::{Reader, Writer};
-use crate::sealedlog::{ClosedLog, LogOwner, RecordPos, SealedLog};
+use crate::sealedlog::{ClosedLog, LogOwner, Opened, RecordPos, SealedLog};
 use crate::store::UploadId;
 use crate::types::{DirId, FileId, Hash};
 use std::sync::Arc;
@@ -79,11 +78,11 @@ pub struct Usage {
 }
 
 impl SpoolLog {
-    /// The payload of a record.
-    pub fn read(&self, pos: RecordPos) -> Result<Wiped> {
+    /// Opens a record into `buffer`.
+    pub fn read(&self, pos: RecordPos, buffer: &mut Opened) -> Result<()> {
         match &self.inner {
-            Inner::Live(l) => l.read(pos),
-            Inner::Found(l) => l.read(pos),
+            Inner::Live(l) => l.read_into(pos, buffer),
+            Inner::Found(l) => l.read_into(pos, buffer),
         }
         .map_err(|e| e.context("reading the spool"))
     }
@@ -273,11 +272,7 @@ impl Spool {
         if kind == record::DATA && self.used.bytes.load(Ordering::Acquire) + cost > self.max {
             return fail(Kind::NoSpace, "the spool is full: uploads have to catch up first");
         }
-        let mut payload = Wiped::new(Vec::with_capacity(len));
-        for p in parts {
-            payload.extend_from_slice(p);
-        }
-        let pos = live.append(kind, &payload).map_err(|e| e.context("writing the spool"))?;
+        let pos = live.append_parts(kind, parts).map_err(|e| e.context("writing the spool"))?;
         log.bytes.fetch_add(cost, Ordering::AcqRel);
         self.used.bytes.fetch_add(cost, Ordering::AcqRel);
         Ok(pos)

@@ -6,7 +6,6 @@
 
 use super::plan::{PartLimits, SegPlan};
 use crate::crypto::secmem::SecretKey;
-use crate::crypto::wiped::Wiped;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::geometry::{HEADER_LEN, Layout};
@@ -15,7 +14,7 @@ use crate::format::keys::VolumeKeys;
 use crate::format::manifest::{Hints, Manifest, Record};
 use crate::format::object::{NewVersion, SealedRoot, seal_root};
 use crate::format::params::Params;
-use crate::format::segment::{SegmentAt, fresh_secret, seal_segment};
+use crate::format::segment::{SegmentAt, SegmentBuffer, fresh_secret, seal_buffer};
 use crate::store::{Capability, Cond, ETag, Meta, Part, PartAt, Store, UploadId};
 use crate::types::{FileId, Hash};
 use async_trait::async_trait;
@@ -37,8 +36,8 @@ const PARTS_AT_ONCE: usize = 8;
 /// Where the plaintext of a new version comes from.
 #[async_trait]
 pub trait Plain: Send + Sync {
-    /// Plaintext bytes of `range`, from layers, old version and zeros.
-    async fn plain(&self, range: Range<u64>) -> Result<Wiped>;
+    /// Puts the plaintext bytes of `range`, from layers and old version, into `buffer`, where there are zeros.
+    async fn plain(&self, range: Range<u64>, buffer: SegmentBuffer) -> Result<SegmentBuffer>;
 }
 
 /// Who hears how an upload goes.
@@ -393,19 +392,21 @@ impl Uploader {
                 Ok(SealedPart { body: vec![got.bytes], records: vec![record] })
             }
             SegPlan::Fresh => {
-                let bytes = plain.plain(k * seg..((k + 1) * seg).min(job.size)).await?;
-                self.seal_fresh(job, k, bytes).await
+                let range = k * seg..((k + 1) * seg).min(job.size);
+                let len = range.end - range.start;
+                let buffer = plain.plain(range, SegmentBuffer::new(self.params.geometry, len)).await?;
+                self.seal_fresh(job, k, len, buffer).await
             }
         }
     }
 
-    async fn seal_fresh(&self, job: &Job, k: u64, bytes: Wiped) -> Result<SealedPart> {
+    async fn seal_fresh(&self, job: &Job, k: u64, len: u64, buffer: SegmentBuffer) -> Result<SealedPart> {
         let count = self.counter.fetch_add(1, Ordering::Relaxed);
         let secret = fresh_secret(&self.env.random(), &job.file_key, &job.file_id, k, job.generation, count);
         let (params, file_id, generation) = (self.params, job.file_id, job.generation);
         let work = move || {
-            let at = SegmentAt { params: &params, file_id: &file_id, k, plain: bytes.len() as u64 };
-            seal_segment(at, secret, generation, &bytes)
+            let at = SegmentAt { params: &params, file_id: &file_id, k, plain: len };
+            seal_buffer(at, secret, generation, buffer)
         };
         // Small pieces are not worth a hop to the pool.
         let (sealed, record) = if self.params.geometry.seg_chunks(job.size.min(self.params.geometry.seg_size())) <= 2 {

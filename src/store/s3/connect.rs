@@ -9,7 +9,10 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Builder, ProvideCredentials, StalledStreamProtectionConfig, retry::RetryConfig};
+use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::types::StorageClass;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 /// The region when nothing names one: what servers other than Amazon's expect by default.
 const REGION: &str = "us-east-1";
@@ -28,14 +31,41 @@ impl S3Store {
             .force_path_style(spec.path_style.unwrap_or(custom))
             .retry_config(RetryConfig::disabled())
             .stalled_stream_protection(grace);
+        let client = Client::from_conf(builder.build());
         Ok(S3Store {
-            client: Client::from_conf(builder.build()),
+            unhashed: guarded(&client, &spec.bucket).await,
+            client,
             bucket: spec.bucket.clone(),
             prefix: spec.prefix.clone(),
             storage_class: spec.storage_class.as_deref().map(StorageClass::from),
             kms_key: spec.kms_key.clone(),
             first_byte: opts.read_timeout,
         })
+    }
+}
+
+/// Whether nobody between this process and the server can change a body: requests go through TLS, or stay on this machine.
+///
+/// Asks the client for the address of a request, which it takes from many places, without sending one.
+async fn guarded(client: &Client, bucket: &str) -> bool {
+    let Ok(soon) = PresigningConfig::expires_in(Duration::from_secs(60)) else { return false };
+    let request = client.get_object().bucket(bucket).key("x").presigned(soon).await;
+    request.is_ok_and(|r| guarded_address(r.uri()))
+}
+
+fn guarded_address(uri: &str) -> bool {
+    if uri.starts_with("https://") {
+        return true;
+    }
+    let Some(rest) = uri.strip_prefix("http://") else { return false };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if authority.contains('@') {
+        return false;
+    }
+    match authority.strip_prefix('[').and_then(|v6| v6.split_once(']')) {
+        Some((v6, _)) => v6.parse().is_ok_and(|ip: Ipv6Addr| ip.is_loopback()),
+        // A name, `localhost` too, may mean any machine: only numbers count.
+        None => authority.split(':').next().is_some_and(|v4| v4.parse().is_ok_and(|ip: Ipv4Addr| ip.is_loopback())),
     }
 }
 
@@ -78,5 +108,87 @@ fn profile_region(spec: &S3Spec) -> aws_config::profile::region::ProfileFileRegi
     match &spec.profile {
         Some(p) => builder.profile_name(p).build(),
         None => builder.build(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Cond, Store};
+    use aws_sdk_s3::config::Credentials;
+    use bytes::Bytes;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    #[test]
+    fn bodies_are_hashed_where_somebody_could_change_them() {
+        for guarded in
+            ["https://s3.eu-west-1.amazonaws.com/b/x?a=b", "http://127.0.0.1:9000/b", "http://127.9.9.9", "http://[::1]:80/b"]
+        {
+            assert!(guarded_address(guarded), "{guarded}");
+        }
+        for open in [
+            "http://10.0.0.1:9000/b",
+            "http://localhost/b",
+            "http://127.0.0.1.example/b",
+            "http://[::2]/b",
+            "ftp://127.0.0.1",
+            "",
+        ] {
+            assert!(!guarded_address(open), "{open}");
+        }
+        // What comes before an @ is no address.
+        assert!(!guarded_address("http://127.0.0.1@example.com/b"));
+        assert!(!guarded_address("http://127.0.0.1:9000@example.com/b"));
+    }
+
+    /// The head of the next request, lower case, answered as a PUT that went well.
+    fn serve_one(listener: &TcpListener, body: usize) -> String {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut got = Vec::new();
+        loop {
+            let end = got.windows(4).position(|w| w == b"\r\n\r\n").map(|at| at + 4);
+            if let Some(end) = end.filter(|end| got.len() >= end + body) {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nETag: \"t\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+                return String::from_utf8_lossy(&got[..end]).to_lowercase();
+            }
+            let mut buf = [0; 4096];
+            let n = stream.read(&mut buf).unwrap();
+            assert!(n > 0, "the request broke off");
+            got.extend_from_slice(&buf[..n]);
+        }
+    }
+
+    #[tokio::test]
+    async fn every_body_has_a_signed_checksum_and_on_an_open_way_a_hash() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let config = Builder::new()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::from_static(REGION))
+            .credentials_provider(Credentials::new("id", "secret", None, None, "test"))
+            .force_path_style(true)
+            .retry_config(RetryConfig::disabled())
+            .endpoint_url(endpoint);
+        let client = Client::from_conf(config.build());
+        assert!(guarded(&client, "b").await);
+        for unhashed in [true, false] {
+            let (prefix, client) = (String::new(), client.clone());
+            let first_byte = Duration::from_secs(60);
+            let store = S3Store { client, bucket: "b".into(), prefix, storage_class: None, kms_key: None, first_byte, unhashed };
+            let own = listener.try_clone().unwrap();
+            let server = tokio::task::spawn_blocking(move || serve_one(&own, 3));
+            store.put("key", vec![Bytes::from_static(b"abc")], Cond::Any).await.unwrap();
+            let head = server.await.unwrap();
+            // CRC-32 and SHA-256 of "abc".
+            assert!(head.contains("x-amz-checksum-crc32: nsrbwg==") || head.contains("x-amz-checksum-crc32:nsrbwg=="), "{head}");
+            let signed = head.split("signedheaders=").nth(1).unwrap().split(',').next().unwrap();
+            assert!(signed.contains("x-amz-checksum-crc32") && signed.contains("x-amz-content-sha256"), "{signed}");
+            let hash = head.lines().find_map(|l| l.strip_prefix("x-amz-content-sha256:")).unwrap().trim();
+            match unhashed {
+                true => assert_eq!(hash, "unsigned-payload"),
+                false => assert_eq!(hash, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+            }
+        }
     }
 }
