@@ -331,7 +331,7 @@ fn golden_buckets_and_log() {
     let key = LogKey::new(&fixed("log key"), log);
     for (seq, payload) in [(0, &b"first"[..]), (1, b""), (3, b"after a burned number")] {
         let offset = bytes.len() as u64;
-        key.seal(seq, offset, 7, payload, &mut bytes).unwrap();
+        key.seal(seq, offset, 7, &[payload], &mut bytes).unwrap();
     }
     committed("log.smp", &bytes);
 }

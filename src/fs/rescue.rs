@@ -16,12 +16,12 @@ use super::file::{File, Io, Version};
 use super::state::State;
 use super::{Fs, Noted};
 use crate::crypto::secmem::SecretKey;
-use crate::crypto::wiped::Wiped;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry, FileRef, link_id};
 use crate::format::failure::Failure;
 use crate::format::manifest::Hints;
 use crate::format::names::{object_key, readable_key};
+use crate::format::segment::SegmentBuffer;
 use crate::ops::Invalidate;
 use crate::read::{Ask, OpenObject, Reader};
 use crate::store::UploadId;
@@ -147,17 +147,16 @@ impl Pieces {
 
 #[async_trait]
 impl Plain for Pieces {
-    async fn plain(&self, range: Range<u64>) -> Result<Wiped> {
+    async fn plain(&self, range: Range<u64>, mut buffer: SegmentBuffer) -> Result<SegmentBuffer> {
         let (of, all) = (self.of.clone(), range.clone());
         let filled = tokio::task::spawn_blocking(move || {
-            let mut buf = Wiped::zeros((all.end - all.start) as usize);
             let mut want = vec![all.clone()];
             for layer in &of.layers {
-                want = layer.fill(all.start, &mut buf, &want)?;
+                want = layer.visit(&want, |at, bytes| buffer.put((at - all.start) as usize, bytes))?;
             }
-            Ok::<_, Error>((buf, want))
+            Ok::<_, Error>((buffer, want))
         });
-        let (mut buf, gaps) = filled.await.map_err(|e| Error::with_source(Kind::Bug, "reading the spool stopped", e))??;
+        let (mut buffer, gaps) = filled.await.map_err(|e| Error::with_source(Kind::Bug, "reading the spool stopped", e))??;
         let size = self.of.version.as_ref().map_or(0, |v| v.size);
         let seg = self.of.below.as_ref().map_or(READ_STEP, |o| o.geometry().seg_size());
         for gap in gaps {
@@ -168,12 +167,11 @@ impl Plain for Pieces {
                 if bytes.is_empty() {
                     return fail(Kind::Corrupt, "the stored file is shorter than it must be");
                 }
-                let to = (at - range.start) as usize;
-                buf[to..to + bytes.len()].copy_from_slice(&bytes);
+                buffer.put((at - range.start) as usize, &bytes)?;
                 at += bytes.len() as u64;
             }
         }
-        Ok(buf)
+        Ok(buffer)
     }
 }
 
