@@ -67,7 +67,7 @@ impl Fs {
         match &*self.handle(fh)? {
             Handle::File { file, writes: true, epoch, .. } => Ok(Opened { file: file.clone(), epoch: *epoch }),
             Handle::File { .. } => fail(Kind::BadHandle, "the file is not open for writing"),
-            Handle::Dir => fail(Kind::IsDir, "is a directory"),
+            Handle::Dir { .. } => fail(Kind::IsDir, "is a directory"),
         }
     }
 

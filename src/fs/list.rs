@@ -8,6 +8,7 @@ use crate::ops::{DirEntry, Ino, ROOT, StatFs};
 use crate::tree::dir::FIRST_COOKIE;
 use crate::types::NAME_MAX;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Entries of one answer at most, whatever is asked: the lock is held while they are gathered.
@@ -20,15 +21,29 @@ impl Fs {
     pub(super) async fn do_opendir(&self, ino: Ino) -> Result<u64> {
         let dir = self.dir(ino).await?;
         self.fresh(dir).await;
-        Ok(self.new_handle(Handle::Dir))
+        Ok(self.new_handle(Handle::Dir { end: AtomicU64::new(0) }))
     }
 
-    pub(super) async fn do_readdir(&self, ino: Ino, offset: u64, max: usize, plus: bool) -> Result<Vec<DirEntry>> {
+    /// Where a listing ends that goes on at `offset`, when the directory's next cookie is `next`.
+    fn listing_end(handle: Option<&Handle>, offset: u64, next: u64) -> u64 {
+        let Some(Handle::Dir { end }) = handle else { return next };
+        // The beginning, again after rewinddir(3): what has come since is listed from now on.
+        if offset == 0 {
+            end.store(next, Ordering::Relaxed);
+        }
+        match end.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => next,
+            Err(end) => end,
+        }
+    }
+
+    pub(super) async fn do_readdir(&self, ino: Ino, fh: u64, offset: u64, max: usize, plus: bool) -> Result<Vec<DirEntry>> {
         let dir = self.dir(ino).await?;
         let max = max.clamp(1, MAX_BATCH);
         if plus {
             self.reach_listed(dir, offset.max(FIRST_COOKIE - 1), max).await?;
         }
+        let handle = self.handles.lock().get(&fh).cloned();
         let mut st = self.state.lock();
         let mut out = Vec::new();
         if offset < 1 {
@@ -44,9 +59,11 @@ impl Fs {
         }
         let cell = st.loaded(dir)?;
         let room = max.saturating_sub(out.len());
+        let end = Self::listing_end(handle.as_deref(), offset, cell.dir.next_cookie());
         let entries: Vec<_> = cell
             .dir
             .after(offset.max(FIRST_COOKIE - 1))
+            .take_while(|(cookie, _)| *cookie < end)
             .filter(|(_, e)| ino != ROOT || e.name != ROOT_SELF)
             .take(room)
             .map(|(c, e)| (c, e.clone()))

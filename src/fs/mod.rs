@@ -143,7 +143,11 @@ enum Handle {
         /// The file's epoch when it was opened.
         epoch: u64,
     },
-    Dir,
+    Dir {
+        /// Names that come after a listing has begun have cookies from here on and are not in it: who renames what it lists
+        /// would never come to the end. 0 before the first listing.
+        end: AtomicU64,
+    },
 }
 
 /// What is to become of a key.

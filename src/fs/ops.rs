@@ -131,8 +131,8 @@ impl Ops for Fs {
         self.do_opendir(ino).await
     }
 
-    async fn readdir(&self, _who: Caller, ino: Ino, _fh: u64, offset: u64, max: usize, plus: bool) -> Result<Vec<DirEntry>> {
-        again!(self.do_readdir(ino, offset, max, plus))
+    async fn readdir(&self, _who: Caller, ino: Ino, fh: u64, offset: u64, max: usize, plus: bool) -> Result<Vec<DirEntry>> {
+        again!(self.do_readdir(ino, fh, offset, max, plus))
     }
 
     async fn releasedir(&self, _ino: Ino, fh: u64) -> Result<()> {

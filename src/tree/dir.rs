@@ -321,6 +321,11 @@ impl Dir {
         self.order.range(cookie.saturating_add(1)..).filter_map(|(&c, name)| self.entries.get(name).map(|s| (c, &s.entry)))
     }
 
+    /// The cookie that the next new name gets: above all that there are.
+    pub fn next_cookie(&self) -> u64 {
+        self.next_cookie
+    }
+
     /// All entries in order of name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.entries.values().map(|s| &s.entry)

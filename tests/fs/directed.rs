@@ -301,6 +301,42 @@ fn a_thousand_small_files_cost_a_thousand_puts_and_a_few() {
 }
 
 #[test]
+fn a_listing_ends_though_all_that_it_shows_is_renamed() {
+    let world = world(Mode::ZeroKnowledge);
+    let mount = world.fresh();
+    mount.mkdir("d");
+    let dir = mount.ino("d").unwrap();
+    for i in 0..40 {
+        mount.put(&format!("d/n{i}"), b"");
+    }
+    let fh = mount.wait(mount.fs.opendir(WHO, dir)).unwrap();
+    for round in 0..2 {
+        let (mut offset, mut seen) = (0, Vec::new());
+        loop {
+            let part = mount.wait(mount.fs.readdir(WHO, dir, fh, offset, 1, false)).unwrap();
+            let Some(last) = part.last() else { break };
+            offset = last.next;
+            for entry in part {
+                if entry.name.starts_with(b"n") {
+                    let mv = |from: &[u8], to: &[u8]| mount.wait(mount.fs.rename(WHO, dir, from, dir, to, 0)).unwrap();
+                    mv(&entry.name, b"moved");
+                    mv(b"moved", &entry.name);
+                }
+                seen.push(entry.name);
+            }
+            assert!(seen.len() <= 42, "a name was listed again");
+        }
+        // The second one begins anew, as after rewinddir(3), and shows what had new cookies by then.
+        assert_eq!(seen.len(), 42, "round {round}");
+        assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), 42);
+    }
+    mount.put("d/late", b"");
+    let late = |offset| mount.wait(mount.fs.readdir(WHO, dir, fh, offset, 100, false)).unwrap().iter().any(|e| e.name == b"late");
+    assert!(!late(2) && late(0) && late(2), "what comes later is shown by the next listing");
+    mount.unmount();
+}
+
+#[test]
 fn a_large_directory_is_split_and_listed_whole() {
     let world = world(Mode::ZeroKnowledge);
     let mount = world.fresh();

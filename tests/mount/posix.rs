@@ -82,3 +82,60 @@ fn directories_pass_on_their_group_and_protect_names() {
     assert_eq!(errno(unnamed), libc::EOPNOTSUPP);
     mount.unmount();
 }
+
+#[test]
+fn a_mount_becomes_read_only_and_writable_again() {
+    need_mounts!("a_mount_becomes_read_only_and_writable_again");
+    use nix::mount::{MsFlags, mount as mount2};
+    let world = World::dir();
+    world.init(&[]);
+    let mount = world.mount(&[]);
+    let (file, other) = (world.file("f"), world.file("g"));
+    let remount = |flags: MsFlags| {
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME | flags;
+        mount2(None::<&str>, &world.mnt(), None::<&str>, flags, None::<&str>)
+    };
+    let writing = OpenOptions::new().write(true).create_new(true).open(&file).unwrap();
+    assert_eq!(remount(MsFlags::MS_RDONLY), Err(nix::Error::EBUSY), "somebody writes");
+    std::io::Write::write_all(&mut &writing, b"first").unwrap();
+    drop(writing);
+    // The kernel counts the file as written for as long as its release is under way.
+    until("nothing is open for writing", || remount(MsFlags::MS_RDONLY).is_ok());
+    assert_eq!(errno(fs::write(&file, "second")), libc::EROFS);
+    assert_eq!(errno(fs::write(&other, "")), libc::EROFS);
+    assert_eq!(errno(fs::remove_file(&file)), libc::EROFS);
+    assert_eq!(errno(fs::set_permissions(&file, Permissions::from_mode(0o600))), libc::EROFS);
+    assert_eq!(fs::read(&file).unwrap(), b"first");
+    remount(MsFlags::empty()).unwrap();
+    fs::write(&other, "third").unwrap();
+    until("nothing is open for writing", || remount(MsFlags::MS_RDONLY).is_ok());
+    mount.unmount();
+    let mount = world.mount(&["--read-only"]);
+    assert_eq!((fs::read(&file).unwrap(), fs::read(&other).unwrap()), (b"first".to_vec(), b"third".to_vec()));
+    mount.unmount();
+}
+
+#[test]
+fn what_fuse_has_no_request_for_is_refused() {
+    need_mounts!("what_fuse_has_no_request_for_is_refused");
+    let world = World::dir();
+    world.init(&[]);
+    let mount = world.mount(&[]);
+    // FS_IOC_FIEMAP, FICLONE, FS_IOC_GETFLAGS and FS_IOC_ENABLE_VERITY.
+    let script = "import fcntl, struct, sys\n\
+        f, g = open(sys.argv[1], 'rb'), open(sys.argv[1] + '2', 'wb')\n\
+        for file, call, value in ((f, 0xC020660B, bytearray(struct.pack('QQIIII', 0, 1 << 62, 0, 0, 0, 0))), (g, 0x40049409, f.fileno()),\n\
+        \x20       (f, 0x80086601, bytearray(8)), (f, 0x40806685, bytearray(128))):\n\
+        \x20   try: fcntl.ioctl(file, call, value); print(0)\n\
+        \x20   except OSError as e: print(e.errno)\n";
+    fs::write(world.file("f"), noise(1, 10_000)).unwrap();
+    let mut python = std::process::Command::new("python3");
+    python.args(["-c", script]).arg(world.file("f"));
+    if python.output().is_err() {
+        return skipped("what_fuse_has_no_request_for_is_refused", "there is no python3");
+    }
+    let said = run(python).ok();
+    let answers: Vec<i32> = said.out.split_whitespace().map(|n| n.parse().unwrap()).collect();
+    assert_eq!(answers, [libc::EOPNOTSUPP, libc::EOPNOTSUPP, libc::ENOTTY, libc::ENOTTY]);
+    mount.unmount();
+}
