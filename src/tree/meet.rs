@@ -116,8 +116,13 @@ impl Dir {
     /// Gives a pending name of an earlier mount what that one had [`seen`](Dir::seen).
     /// `moved`: what it saw last has another name since.
     pub fn recall(&mut self, name: &[u8], seen: &[Option<Arc<Entry>>], moved: bool) {
+        let last = self.get(name).cloned();
         if let (Some(p), Some((base, tried))) = (self.pending.get_mut(name), seen.split_first()) {
             (p.base, p.tried, p.known, p.moved) = (base.clone(), tried.to_vec(), true, moved);
+            // That mount may have written it and not lived to hear of it. Of a removal nobody can say whose it was.
+            if last.is_some() && !p.tried.contains(&last) {
+                p.tried.push(last);
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use smpfs::error::Kind;
 use smpfs::fs::Options;
 use smpfs::fs::conflict::ConflictKind;
 use smpfs::ops::{Ops, SetAttr};
+use smpfs::store::layers::Verb;
 use smpfs::types::{Mode, Suite};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -573,5 +574,33 @@ fn a_file_whose_old_name_was_saved_apart_is_written_under_its_new_one() {
     for mode in MODES {
         let (world, a, b) = written_under_both_names(mode, "d/y");
         ends(&world, a, b, &[("d", Vec::new()), ("d/y", data(3, 3000)), ("x", data(2, 2000))]);
+    }
+}
+
+#[test]
+fn names_that_landed_unheard_before_a_kill_are_no_other_machines() {
+    for mode in MODES {
+        let world = World::new(mode, Suite::Aes256Gcm);
+        let disk = SimDisk::new(3);
+        let (mount, hold) = world.held_on(disk.process(), options("a"));
+        mount.mkdir("d");
+        mount.put("d/c", &data(2, 2000));
+        while mount.sink.saved.lock().is_empty() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // The first index of the directory is written, and the process does not live to hear of it.
+        hold.answer(Verb::Put, ".smpfs/d/", 0);
+        let fs = mount.fs.clone();
+        mount.spawn(async move { drop(fs.drain(None, &|_| {}).await) });
+        hold.wait(1);
+        disk.crash(Crash::Kill);
+        mount.kill();
+        let mount = world.mount(disk.process(), options("a"));
+        mount.put("b", &data(1, 1000));
+        mount.rename("b", "d/c").unwrap();
+        mount.drain();
+        assert!(kinds(&mount).is_empty(), "{:?}", mount.names("d"));
+        assert!(seen(&world) == files(&[("d", Vec::new()), ("d/c", data(1, 1000))]));
+        mount.unmount();
     }
 }

@@ -216,6 +216,11 @@ impl Mount {
         self.rt.as_ref().unwrap().block_on(work)
     }
 
+    /// Begins something that nobody waits for.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        drop(self.rt.as_ref().unwrap().spawn(work));
+    }
+
     /// Waits until the bucket has everything.
     #[track_caller]
     pub fn drain(&self) {
