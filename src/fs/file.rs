@@ -183,7 +183,7 @@ pub struct Live {
     pub error: Option<Error>,
     /// Trailer hashes of the versions that attempts to upload the frozen layer may have written, also those of earlier mounts.
     pub intents: Vec<Hash>,
-    /// After a crash: those of them that hold everything that was recovered.
+    /// Those of them that hold everything of the frozen layer: after a crash some of earlier mounts may not.
     pub whole: Vec<Hash>,
     /// Found after a crash, and its entry is not looked up yet: nothing is uploaded before.
     pub held: bool,
@@ -220,6 +220,10 @@ impl Live {
             self.intents.remove(0);
         }
         self.intents.push(hash);
+        if self.whole.len() >= MAX_INTENTS {
+            self.whole.remove(0);
+        }
+        self.whole.push(hash);
     }
 
     /// Whether the bucket is behind.

@@ -457,8 +457,11 @@ impl Fs {
 
     /// The store holds this version of the file where one before it was expected.
     async fn after_beaten(&self, file: &Arc<File>, froze: Froze, there: Arc<OpenObject>, first: bool) -> Result<Saved> {
-        let ours = file.live.lock().intents.contains(&there.trailer_hash());
-        if ours {
+        let (ours, whole) = {
+            let (live, hash) = (file.live.lock(), there.trailer_hash());
+            (live.intents.contains(&hash), live.whole.contains(&hash))
+        };
+        if whole {
             self.settled(file, froze, there).await?;
             return Ok(Saved::Yes);
         }
@@ -468,8 +471,8 @@ impl Fs {
             io.object = Some(there);
             return fail(Kind::Unavailable, "the object of the file has another tag; it is tried again with that one");
         }
-        if first {
-            // An earlier try whose answer was lost: go on from there.
+        if first || ours {
+            // An earlier try whose answer was lost, or one of an earlier mount with what it had then: go on from there.
             io.version = Some(Version::of(&there));
             io.object = Some(there);
             return fail(Kind::Unavailable, "an earlier upload of the file did land; it is being replaced");
@@ -523,6 +526,7 @@ impl Fs {
             let mut live = file.live.lock();
             live.unsaved_bytes = io.active.bytes();
             live.intents.clear();
+            live.whole.clear();
             // Before the index can name the version: a later mount must know that it is ours.
             if let Err(e) = io.active.rebase(&self.spool, &version.head()) {
                 tracing::warn!("the spool could not note a version: {e}");

@@ -142,6 +142,32 @@ fn data_written_during_an_upload_survives_the_crash_after_it() {
 }
 
 #[test]
+fn a_cut_on_top_of_an_upload_that_landed_unheard_outlives_two_kills() {
+    for mode in [Mode::Standard, Mode::ZeroKnowledge] {
+        let (world, disk) = (World::new(mode, Suite::Aes256Gcm), SimDisk::new(4));
+        let patient = || Options { commit_delay: std::time::Duration::from_secs(3600), ..quick() };
+        let mount = world.mount(disk.process(), patient());
+        mount.put("other", b"other");
+        mount.drain();
+        mount.faulty.script_on(Some(Verb::Put), "", 0, 1_000_000, Fault::Before(smpfs::error::Kind::Unavailable));
+        mount.put("f", &data(1, 99_299));
+        die(&disk, mount, Crash::Kill);
+        // The next mount uploads it. Before it hears that it did, the file is cut to nothing, and the mount dies.
+        let (mount, hold) = world.held_on(disk.process(), patient());
+        hold.answer(Verb::Put, "", 0);
+        hold.wait(1);
+        let (ino, opened) = mount.open("f", libc::O_RDWR | libc::O_TRUNC).unwrap();
+        mount.close((ino, opened.fh)).unwrap();
+        die(&disk, mount, Crash::Kill);
+        let mount = world.mount(disk.process(), patient());
+        mount.drain();
+        assert_eq!(mount.get("f").unwrap().len(), 0);
+        assert_eq!(world.fresh().get("f").unwrap().len(), 0);
+        mount.unmount();
+    }
+}
+
+#[test]
 fn an_answer_that_was_lost_is_no_conflict() {
     // The store takes the new version and no try of the request ever hears so.
     let world = world();
