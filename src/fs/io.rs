@@ -498,7 +498,7 @@ impl Fs {
 
     pub(super) async fn do_release(&self, ino: Ino, fh: u64) -> Result<()> {
         let Some(handle) = self.handles.lock().remove(&fh) else { return Ok(()) };
-        let Handle::File { file, .. } = &*handle else { return Ok(()) };
+        let Handle::File { file, writes, .. } = &*handle else { return Ok(()) };
         let due = {
             let mut st = self.state.lock();
             file.opens.fetch_sub(1, Ordering::AcqRel);
@@ -509,7 +509,8 @@ impl Fs {
             st.release(ino)
         };
         drop(due);
-        if file.live.lock().dirty() {
+        // Whoever only read is no reason to send what somebody else is in the middle of writing.
+        if (*writes || file.opens.load(Ordering::Acquire) == 0) && file.live.lock().dirty() {
             self.save_soon(file);
         }
         Ok(())

@@ -337,6 +337,27 @@ fn a_listing_ends_though_all_that_it_shows_is_renamed() {
 }
 
 #[test]
+fn closing_what_was_only_read_uploads_nothing_of_a_writer() {
+    let world = world(Mode::ZeroKnowledge);
+    let mount = world.fresh();
+    mount.put("f", &data(1, 1000));
+    mount.drain();
+    let puts = mount.faulty.seen(Verb::Put);
+    let [writer, reader] = [libc::O_RDWR, libc::O_RDONLY].map(|flags| mount.open("f", flags).map(|(i, o)| (i, o.fh)).unwrap());
+    mount.write(writer, 0, b"half").unwrap();
+    mount.close(reader).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(mount.faulty.seen(Verb::Put), puts);
+    // The last one to close it sees to that, whatever it did.
+    let reader = mount.open("f", libc::O_RDONLY).map(|(i, o)| (i, o.fh)).unwrap();
+    mount.close(writer).unwrap();
+    mount.close(reader).unwrap();
+    mount.drain();
+    assert_eq!(&world.fresh().get("f").unwrap()[..4], b"half");
+    mount.unmount();
+}
+
+#[test]
 fn a_large_directory_is_split_and_listed_whole() {
     let world = world(Mode::ZeroKnowledge);
     let mount = world.fresh();
