@@ -8,6 +8,7 @@ use crate::error::{Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
 use crate::ops::Ino;
 use crate::tree::dir::{Change, Guard, MoveToken};
+use crate::tree::merge::same;
 use crate::types::DirId;
 use std::sync::Arc;
 
@@ -83,10 +84,11 @@ impl Fs {
         if there.is_none() && m.from != m.to {
             has_room(st.loaded(m.to)?, self.opts.max_names)?;
         }
-        let same = there.as_ref().and_then(|t| t.link()).is_some_and(|t| entry.link().is_some_and(|l| l.id == t.id));
+        let already = there.as_ref().is_some_and(|t| one(t, &entry));
         match there {
-            // Two names of one file: POSIX says that nothing happens.
-            Some(_) if same => Ok(Vec::new()),
+            // Two names of one file: POSIX says that nothing happens. What another machine is moving has both for a moment, and
+            // replacing it by itself would delete it.
+            Some(_) if already => Ok(Vec::new()),
             Some(there) if m.exchange() => self.exchange(st, m, &entry, &there),
             there => self.rename_to(st, m, &entry, there),
         }
@@ -196,6 +198,15 @@ impl Fs {
             }
             _ => {}
         }
+    }
+}
+
+/// Whether two names stand for one file or directory.
+fn one(a: &Entry, b: &Entry) -> bool {
+    match (&a.body, &b.body) {
+        (Body::Link(a), Body::Link(b)) => a.id == b.id,
+        (Body::File(_), Body::File(_)) | (Body::Dir { .. }, Body::Dir { .. }) => same(a, b),
+        _ => false,
     }
 }
 

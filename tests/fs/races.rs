@@ -2,14 +2,14 @@
 
 use crate::directed::{nothing_left_over, objects, until, world};
 use crate::hold::SlowDisk;
-use crate::world::{Mount, SEG, WHO, data, quick};
+use crate::world::{Mount, SEG, WHO, World, data, quick};
 use smpfs::disk::SimDisk;
 use smpfs::disk::sim::Crash;
 use smpfs::error::Kind;
 use smpfs::fs::Options;
 use smpfs::ops::{Ops, ROOT, SetAttr};
 use smpfs::store::layers::{Fault, Faulty, Verb};
-use smpfs::types::Mode;
+use smpfs::types::{Mode, Suite};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -495,4 +495,35 @@ fn a_directory_removed_while_its_first_index_is_written_leaves_none() {
     mount.drain();
     until("the index goes", || world.keys_in_bucket().len() == 1);
     nothing_left_over(&world, mount);
+}
+
+#[test]
+fn what_another_machine_is_moving_is_not_replaced_by_itself() {
+    for mode in [Mode::Standard, Mode::ZeroKnowledge] {
+        let world = World::new(mode, Suite::Aes256Gcm);
+        let mover = world.mount(Arc::new(SimDisk::new(1)), quick());
+        let before = world.keys_in_bucket();
+        mover.mkdir("x");
+        mover.drain();
+        let x = world.keys_in_bucket().into_iter().find(|k| !before.contains(k)).unwrap();
+        mover.mkdir("y");
+        mover.put("x/f", &data(1, 1000));
+        mover.drain();
+        // The new name is in the bucket, and the old one is still there.
+        mover.faulty.script_on(Some(Verb::Put), &x, 0, u32::MAX, Fault::Before(Kind::Unavailable));
+        mover.rename("x/f", "y/f").unwrap();
+        until("the new name is in the bucket", || world.fresh().names("y").contains("f"));
+        let other = world.mount(Arc::new(SimDisk::new(2)), quick());
+        assert!(other.names("x").contains("f") && other.names("y").contains("f"));
+        other.rename("x/f", "y/f").unwrap();
+        other.drain();
+        assert!(world.fresh().get("y/f").unwrap() == data(1, 1000));
+        mover.faulty.clear();
+        mover.drain();
+        other.unmount();
+        mover.unmount();
+        let last = world.fresh();
+        assert!(last.get("y/f").unwrap() == data(1, 1000));
+        assert!(last.names("x").is_empty());
+    }
 }
