@@ -87,7 +87,7 @@ flags! {
     /// Memory, caches, prefetch.
     ResourceFlags, "Memory and disk",
     [
-        "memory-budget" memory_budget "SIZE" false "Memory for caches, prefetch and uploads together [default: 256MiB]";
+        "memory-budget" memory_budget "SIZE" false "Memory for caches, prefetch and uploads together [default: 512MiB]";
         "cache-size" cache_size "SIZE" false "Most disk for the sealed cache, 0 for none [default: 10GiB]";
         "cache-dir" cache_dir "DIR" false "Where the sealed cache lies";
         "spool-size" spool_size "SIZE" true "Most disk for data that waits for its upload [default: 50GiB]";
