@@ -92,7 +92,7 @@ impl Kind {
     pub fn advice(self) -> &'static str {
         match self {
             Kind::NotFound => "Check the spelling of the path or URL.",
-            Kind::Exists => "Choose another name, or remove what is there first.",
+            Kind::Exists => "Choose another name or place; nothing there was changed.",
             Kind::NotDir | Kind::IsDir => "Check whether the path is a file or a directory.",
             Kind::NotEmpty => "Remove what is in the directory first.",
             Kind::NameTooLong => "Names hold up to 255 bytes, paths up to 4096.",
@@ -105,7 +105,7 @@ impl Kind {
             Kind::Busy => "Close what uses it and try again.",
             Kind::NoSpace => "Free space for the spool or in the bucket and try again; nothing acknowledged was lost.",
             Kind::TooLarge => "The file would be larger than a volume can hold.",
-            Kind::Unavailable => "Check the network and the store; smpfs goes on trying in the background.",
+            Kind::Unavailable => "Check the network and the store; what a mount has accepted it goes on uploading by itself.",
             Kind::Corrupt => {
                 "The stored bytes failed verification; see .smpfs/status and the quarantine. Restore the object from a backup or an older version of the bucket."
             }

@@ -14,16 +14,25 @@ pub fn completions(shell: Shell) -> Outcome<()> {
     Ok(())
 }
 
+/// Everything is told in a man page, also what the short help leaves out.
+fn in_full(mut command: clap::Command) -> clap::Command {
+    let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+    for name in names {
+        command = command.mut_subcommand(name, in_full);
+    }
+    command.mut_args(|arg| arg.hide_short_help(false))
+}
+
 /// `smpfs man [--out DIR]`.
 pub fn man(out: Option<&Path>) -> Outcome<()> {
     match out {
         Some(dir) => {
             std::fs::create_dir_all(dir)?;
-            Ok(clap_mangen::generate_to(Cli::command(), dir)?)
+            Ok(clap_mangen::generate_to(in_full(Cli::command()), dir)?)
         }
         None => {
             let mut page = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            clap_mangen::Man::new(in_full(Cli::command())).render(&mut page)?;
             super::print(&String::from_utf8_lossy(&page));
             Ok(())
         }
@@ -40,4 +49,19 @@ pub fn version() -> Outcome<()> {
         env!("CARGO_PKG_VERSION")
     ));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn man_pages_tell_of_every_option() {
+        let dir = tempfile::tempdir().unwrap();
+        man(Some(dir.path())).unwrap();
+        let page = std::fs::read_to_string(dir.path().join("smpfs-mount.1")).unwrap();
+        for text in ["How long an unmount waits for uploads", "How long the kernel may answer names"] {
+            assert!(page.contains(text), "{text}");
+        }
+    }
 }

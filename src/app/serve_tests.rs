@@ -43,7 +43,11 @@ impl Fake {
 impl Mounted for Fake {
     fn status(&self) -> Status {
         let files = *self.left.borrow();
-        Status { volume_name: "fake".into(), pending: Pending { files, bytes: files * 100, sent_bytes: 7 }, ..Status::default() }
+        Status {
+            volume_name: "fake".into(),
+            pending: Pending { files, bytes: files * 100, sent_bytes: 7, names: 0 },
+            ..Status::default()
+        }
     }
     fn drop_caches(&self) {}
     async fn detach(&self, lazy: bool) -> Result<()> {

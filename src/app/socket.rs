@@ -241,8 +241,8 @@ pub fn still_pending(pending: Pending) -> Failure {
     Failure::new(
         Exit::Pending,
         format!(
-            "unmounted, but {} files ({} bytes) are not in the bucket yet; smpfs goes on uploading, and `smpfs unmount` waits again",
-            pending.files, pending.bytes
+            "unmounted, but not everything is in the bucket yet ({}); smpfs goes on uploading, and `smpfs unmount` waits again",
+            super::status::unsent(&pending)
         ),
     )
 }

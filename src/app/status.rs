@@ -4,7 +4,7 @@ use super::failure::{Failure, Outcome};
 use super::socket::{list, path_of};
 use super::{client, mountpoint, settings};
 use crate::cli::{Exit, StatusArgs};
-use crate::fs::status::{Fill, Status};
+use crate::fs::status::{Fill, Pending, Status};
 use std::path::PathBuf;
 
 /// Runs it.
@@ -43,6 +43,13 @@ fn json<T: serde::Serialize>(value: &T) -> Outcome<String> {
     serde_json::to_string_pretty(value).map(|s| s + "\n").map_err(|e| Failure::new(Exit::Other, e.to_string()))
 }
 
+/// What is not in the bucket, in words: files, their bytes, and names.
+pub fn unsent(p: &Pending) -> String {
+    let files = (p.files > 0 || p.bytes > 0).then(|| format!("{}, {}", count(p.files, "file"), size(p.bytes)));
+    let names = (p.names > 0).then(|| format!("{} to names", count(p.names, "change")));
+    files.into_iter().chain(names).collect::<Vec<_>>().join(" and ")
+}
+
 /// A status for people, one fact a line.
 pub fn render(s: &Status) -> String {
     let name = if s.volume_name.is_empty() { String::new() } else { format!(" \"{}\"", s.volume_name) };
@@ -53,7 +60,7 @@ pub fn render(s: &Status) -> String {
     line("health", format!("{}, up {}, smpfs {}, pid {}", s.health.word(), uptime(s.uptime_s), s.version, s.pid));
     match s.pending.is_empty() {
         true => line("uploads", "all is in the bucket".to_owned()),
-        false => line("uploads", format!("{}, {} not in the bucket yet", count(s.pending.files, "file"), size(s.pending.bytes))),
+        false => line("uploads", format!("{} not in the bucket yet", unsent(&s.pending))),
     }
     line("memory", fill(s.memory));
     line("disk cache", fill(s.disk_cache));
@@ -135,7 +142,7 @@ pub fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::status::{Health, Pending};
+    use crate::fs::status::Health;
 
     #[test]
     fn numbers_read_well() {
@@ -154,7 +161,7 @@ mod tests {
             store: "s3://b/p".into(),
             mode: "zero-knowledge".into(),
             health: Health::Degraded,
-            pending: Pending { files: 2, bytes: 3 << 20, sent_bytes: 0 },
+            pending: Pending { files: 2, bytes: 3 << 20, sent_bytes: 0, names: 1 },
             ..Status::default()
         };
         s.trouble.corrupt = 1;
@@ -164,7 +171,7 @@ mod tests {
             "/mnt/p\n",
             "s3://b/p (zero-knowledge)",
             "degraded",
-            "2 files, 3 MiB not in the bucket yet",
+            "2 files, 3 MiB and 1 change to names not in the bucket yet",
             "1 failed verifications",
             "last error",
         ] {
@@ -175,6 +182,8 @@ mod tests {
         for part in ["2 with other machines settled, 1 on the way", "1 version that cannot be put together: "] {
             assert!(text.contains(part), "{part}:\n{text}");
         }
+        s.pending = Pending { names: 3, ..Pending::default() };
+        assert!(render(&s).contains("3 changes to names not in the bucket yet"), "names are no less than files");
         assert!(!render(&Status::default()).contains("conflicts"));
         assert!(render(&Status::default()).contains("all is in the bucket"));
     }

@@ -3,7 +3,7 @@
 use super::journal::{self};
 use super::recover::{Recovered, recover};
 use super::state::{DirCell, State};
-use super::status::{Fill, Health, Status};
+use super::status::{Fill, Health, Pending, Status};
 use super::{Deletion, Fs, Options};
 use crate::disk::Disk;
 use crate::env::Env;
@@ -302,7 +302,8 @@ impl Fs {
     /// Fills in what the filesystem knows of itself.
     pub fn fill_status(&self, s: &mut Status) {
         s.read_only = self.opts.read_only;
-        s.pending = self.progress().pending;
+        let left = self.progress();
+        s.pending = Pending { names: left.names, ..left.pending };
         let (used, limit) = self.spool.usage();
         s.spool = Fill { used, limit };
         s.open_files = self.handles.lock().len() as u64;

@@ -41,12 +41,14 @@ pub struct Pending {
     pub bytes: u64,
     /// Bytes of plaintext uploaded since the mount began: with `bytes` it makes a progress bar.
     pub sent_bytes: u64,
+    /// Changes of names and attributes that no index in the bucket holds yet.
+    pub names: u64,
 }
 
 impl Pending {
     /// Whether everything is in the bucket.
     pub fn is_empty(&self) -> bool {
-        self.files == 0 && self.bytes == 0
+        self.files == 0 && self.bytes == 0 && self.names == 0
     }
 }
 

@@ -337,6 +337,22 @@ fn a_listing_ends_though_all_that_it_shows_is_renamed() {
 }
 
 #[test]
+fn status_tells_of_names_that_wait() {
+    let world = world(Mode::ZeroKnowledge);
+    let mount = world.mount(std::sync::Arc::new(SimDisk::new(1)), Options { commit_delay: Duration::from_secs(3600), ..quick() });
+    mount.mkdir("d");
+    let status = |m: &Mount| {
+        let mut s = smpfs::fs::status::Status::default();
+        m.fs.fill_status(&mut s);
+        s.pending
+    };
+    assert!(status(&mount).names > 0 && !status(&mount).is_empty());
+    mount.drain();
+    assert!(status(&mount).is_empty());
+    mount.unmount();
+}
+
+#[test]
 fn closing_what_was_only_read_uploads_nothing_of_a_writer() {
     let world = world(Mode::ZeroKnowledge);
     let mount = world.fresh();
