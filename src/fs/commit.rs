@@ -233,22 +233,30 @@ impl Fs {
                 // Removed while its first index was on its way: no entry ever names it.
                 due.push(Box::new(Doomed::index(self, id, remote)));
             }
-            // A file that is behind stays in the journal: it tells a later mount where the spool's data belongs.
-            // So does an inode that still has to lose names.
-            let whole = |t: &&Taken| st.dirs.get(&id).is_none_or(|c| c.dir.pending_seq(&t.name) != Some(t.seq));
-            let settled = batch.iter().filter(whole).filter(|t| !t.entry.as_ref().is_some_and(|e| self.is_behind(&st, e)));
-            if let Err(e) = self.journal.done(id, settled.map(|t| (t.name.as_slice(), t.seq))) {
-                tracing::debug!("the journal could not note a commit; the names will be written again: {e}");
-            }
             let wake = match arrived {
                 true => st.dirs.iter().filter(|(_, c)| c.dir.has_pending()).map(|(d, _)| *d).collect(),
                 false => Vec::new(),
             };
             (due, wake)
         };
+        // Logs of the spool go before the journal forgets their names: a later mount would take what is left of a file that was
+        // unlinked here for one that another machine has unlinked.
         drop(due);
+        self.forget_lines(id, batch);
         for dir in wake {
             self.kick(dir);
+        }
+    }
+
+    /// The journal need not remember a batch that is in the bucket.
+    fn forget_lines(&self, id: DirId, batch: &[Taken]) {
+        let st = self.state.lock();
+        // A file that is behind stays: its line tells a later mount where the spool's data belongs. So does an inode that still has to
+        // lose names.
+        let whole = |t: &&Taken| st.dirs.get(&id).is_none_or(|c| c.dir.pending_seq(&t.name) != Some(t.seq));
+        let settled = batch.iter().filter(whole).filter(|t| !t.entry.as_ref().is_some_and(|e| self.is_behind(&st, e)));
+        if let Err(e) = self.journal.done(id, settled.map(|t| (t.name.as_slice(), t.seq))) {
+            tracing::debug!("the journal could not note a commit; the names will be written again: {e}");
         }
     }
 
