@@ -60,7 +60,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         man(Some(dir.path())).unwrap();
         let page = std::fs::read_to_string(dir.path().join("smpfs-mount.1")).unwrap();
-        for text in ["How long an unmount waits for uploads", "How long the kernel may answer names"] {
+        for text in ["How long an unmount waits for uploads", "How long the kernel answers names"] {
             assert!(page.contains(text), "{text}");
         }
     }

@@ -150,7 +150,7 @@ async fn a_timeout_answers_pending_and_the_uploads_go_on() {
     let (outcome, _) = world.unmount(false, Some(Duration::from_millis(50))).await;
     let failure = outcome.unwrap_err();
     assert_eq!(failure.exit(), Exit::Pending);
-    assert!(failure.message.contains("2 files (200 bytes)"), "{failure}");
+    assert!(failure.message.contains("2 files, 200 B"), "{failure}");
     assert_eq!(world.client(client::status).await.unwrap().health, Health::Draining);
     assert_eq!(*world.fake.wiped.lock(), None);
     world.fake.finish_uploads();
