@@ -241,7 +241,7 @@ pub fn still_pending(pending: Pending) -> Failure {
     Failure::new(
         Exit::Pending,
         format!(
-            "unmounted, but not everything is in the bucket yet ({}); smpfs goes on uploading, and `smpfs unmount` waits again",
+            "unmounted, but {} are not in the bucket yet; smpfs goes on uploading, and `smpfs unmount` waits again",
             super::status::unsent(&pending)
         ),
     )

@@ -2,7 +2,7 @@
 
 use super::failure::{Failure, Outcome};
 use super::socket::path_of;
-use super::status::{count, size};
+use super::status::{count, unsent};
 use super::{client, mountpoint, settings};
 use crate::cli::{Exit, UnmountArgs};
 use crate::config::Value;
@@ -103,7 +103,7 @@ impl Progress {
         }
         let due = self.last_line.is_none_or(|t| t.elapsed() >= LINE_EVERY);
         if self.lines && due && !pending.is_empty() {
-            super::warn_plain(&format!("uploading: {}, {} left", count(pending.files, "file"), size(pending.bytes)));
+            super::warn_plain(&format!("uploading: {} left", unsent(&pending)));
             self.last_line = Some(Instant::now());
         }
     }

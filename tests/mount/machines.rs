@@ -52,9 +52,17 @@ fn work_side_by_side(a: World, mode: &str) {
     mine.write_all_at(&noise(7, 1000), 50_000).unwrap();
     let (mut edited, theirs) = (noise(3, 300_003), noise(8, 200_000));
     edited[50_000..51_000].copy_from_slice(&noise(7, 1000));
-    write_durably(&a.file("report.dcm"), &theirs).unwrap();
-    assert_eq!(errno(mine.sync_all()), libc::ESTALE);
+    let told = [write_durably(&a.file("report.dcm"), &theirs), mine.sync_all()].map(|told| told.err().map(|e| e.raw_os_error()));
     drop(mine);
+    // Whoever came second hears of it. On a machine that is slow enough the first may have been uploaded, and seen, before the second
+    // replaced it: no conflict.
+    let (loser, kept, copy) = match told {
+        [None, Some(e)] => (e.map(|_| &there), theirs, edited),
+        [Some(e), None] => (e.map(|_| &here), edited, theirs),
+        [None, None] => (None, theirs, edited),
+        both => panic!("{both:?}"),
+    };
+    assert!(told.iter().flatten().all(|e| *e == Some(libc::ESTALE)), "{told:?}");
     // Different things under one name, made at once.
     for (world, seed) in [(&a, 9), (&b, 10)] {
         fs::create_dir(world.file("study")).unwrap();
@@ -74,8 +82,11 @@ fn work_side_by_side(a: World, mode: &str) {
     draft.write_all_at(b" and more", 5).unwrap();
     drop(draft);
 
-    until("the audit log tells", || there.audit("conflict").iter().any(|l| l["kind"] == "contents"));
-    assert!(there.status()["conflicts"]["settled"].as_u64().unwrap() >= 1);
+    if let Some(loser) = loser {
+        until("the audit log tells", || loser.audit("conflict").iter().any(|l| l["kind"] == "contents"));
+        assert!(loser.status()["conflicts"]["settled"].as_u64().unwrap() >= 1);
+    }
+    let clash = loser.is_some();
     for mount in [&here, &there] {
         assert!(mount.quarantine().is_empty());
     }
@@ -84,8 +95,10 @@ fn work_side_by_side(a: World, mode: &str) {
 
     let c = a.beside();
     let mount = c.mount(&["--read-only"]);
-    assert!(fs::read(c.file("report.dcm")).unwrap() == theirs);
-    assert!(conflict_copy(&c.mnt(), "report") == edited, "what the slower one had written, whole");
+    assert!(fs::read(c.file("report.dcm")).unwrap() == kept);
+    if clash {
+        assert!(conflict_copy(&c.mnt(), "report") == copy, "what the slower one had written, whole");
+    }
     let all = names(&c.mnt());
     assert!(
         all.contains(&"study".to_owned()) && all.contains(&"study!".to_owned()) && !all.contains(&"old".to_owned()),
