@@ -54,9 +54,7 @@ impl Opened {
     /// For changes: another machine may have replaced what was opened.
     async fn to_change(&self) -> Result<RwLockWriteGuard<'_, Io>> {
         let io = self.file.io.write().await;
-        if self.file.epoch.load(Ordering::Acquire) != self.epoch {
-            return fail(Kind::Stale, "another machine replaced the file; open it again");
-        }
+        self.file.check_epoch(self.epoch)?;
         Ok(io)
     }
 }

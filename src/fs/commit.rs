@@ -401,11 +401,9 @@ impl Fs {
                 Some(e) if same_object(&st, ino, &e) => {
                     if let Some(n) = st.nodes.get_mut(&ino) {
                         n.entry = e.clone();
-                    }
-                    self.adopt_version(&st, &e);
-                    if let Some(n) = st.nodes.get_mut(&ino) {
                         n.stale_pages = true;
                     }
+                    self.adopt_version(&st, &e);
                     self.sink.invalidate(Invalidate::Inode(ino));
                 }
                 Some(e) if self.now_linked(&mut st, &place, &e) => self.sink.invalidate(Invalidate::Inode(ino)),

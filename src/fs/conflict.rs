@@ -125,8 +125,7 @@ impl Fs {
         }
         // First what gives way: others may look for where they have put it.
         for c in clashes.iter_mut().filter(|c| c.verdict == Verdict::Both) {
-            let carry = std::mem::take(&mut c.carry);
-            if let Err(e) = self.aside(st, dir, c, carry) {
+            if let Err(e) = self.aside(st, dir, c) {
                 tracing::warn!("the journal could not note a conflict: {e}");
             }
             self.tell_conflict(ConflictKind::Name, c.mine.as_deref().and_then(file_id), None);
@@ -178,7 +177,7 @@ impl Fs {
     }
 
     /// What this machine shows under a name goes under a conflict name; the bucket's has the name.
-    fn aside(&self, st: &mut State, dir: DirId, c: &mut Clash, carry: Vec<Arc<crate::tree::dir::MoveToken>>) -> Result<()> {
+    fn aside(&self, st: &mut State, dir: DirId, c: &mut Clash) -> Result<()> {
         let Some(mine) = c.mine.clone() else { return Ok(()) };
         let mut moved = Entry::clone(&mine);
         moved.name = self.conflict_name(st, dir, &mine.name);
@@ -188,8 +187,8 @@ impl Fs {
         st.replace(&(dir, mine.name.clone()), &(dir, moved.name.clone()));
         self.moved(st, &moved, dir);
         remember(st, &moved, dir);
+        let [wait, carry] = [&mut c.wait, &mut c.carry].map(std::mem::take);
         let after = std::mem::take(&mut c.after);
-        let wait = std::mem::take(&mut c.wait);
         let change = Change { entry: Some(moved.clone()), wait, carry, after, ..Change::default() };
         drop(self.apply_journalled(st, vec![(dir, moved.name.clone(), change)]));
         if let Some(parent) = self.ino_of_dir_in_use(st, dir) {

@@ -216,14 +216,18 @@ pub struct Live {
 impl Live {
     /// Notes that a version is about to be written.
     pub fn intends(&mut self, hash: Hash) {
-        if self.intents.len() >= MAX_INTENTS {
-            self.intents.remove(0);
+        for list in [&mut self.intents, &mut self.whole] {
+            if list.len() >= MAX_INTENTS {
+                list.remove(0);
+            }
+            list.push(hash);
         }
-        self.intents.push(hash);
-        if self.whole.len() >= MAX_INTENTS {
-            self.whole.remove(0);
-        }
-        self.whole.push(hash);
+    }
+
+    /// No attempt is under way any more, or of any interest.
+    pub fn forget_intents(&mut self) {
+        self.intents.clear();
+        self.whole.clear();
     }
 
     /// Whether the bucket is behind.
@@ -315,6 +319,14 @@ impl File {
     pub fn refusal(&self) -> Option<Error> {
         let live = self.live.lock();
         live.error.as_ref().filter(|e| !crate::store::temporary(e.kind())).map(Error::duplicate)
+    }
+
+    /// Whether a handle that was opened at `epoch` may go on: `Stale` when another machine has replaced the file since.
+    pub fn check_epoch(&self, epoch: u64) -> Result<()> {
+        match self.epoch.load(Ordering::Acquire) == epoch {
+            true => Ok(()),
+            false => crate::error::fail(Kind::Stale, "another machine replaced the file; open it again"),
+        }
     }
 
     /// An error of an earlier upload that nobody was told of.

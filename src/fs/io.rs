@@ -243,9 +243,7 @@ impl Fs {
         let Handle::File { file, read, epoch, .. } = &*handle else { return fail(Kind::IsDir, "is a directory") };
         let mut last = None;
         for _ in 0..CHASES {
-            if file.epoch.load(Ordering::Acquire) != *epoch {
-                return fail(Kind::Stale, "another machine replaced the file; open it again");
-            }
+            file.check_epoch(*epoch)?;
             let before = file.io.read().await.object.clone();
             match self.read_once(file, read, offset, size).await {
                 Err(e) if e.kind() == Kind::Interrupted => last = Some(e),
@@ -365,9 +363,7 @@ impl Fs {
 
     async fn write_once(&self, file: &Arc<File>, offset: u64, data: &[u8], (append, epoch): (bool, u64)) -> Result<u32> {
         let mut io = file.io.write().await;
-        if file.epoch.load(Ordering::Acquire) != epoch {
-            return fail(Kind::Stale, "another machine replaced the file; open it again");
-        }
+        file.check_epoch(epoch)?;
         let at = if append { io.size } else { offset };
         let end = at.checked_add(data.len() as u64).filter(|e| *e <= self.uploader.params.geometry.max_size());
         let Some(end) = end else { return fail(Kind::TooLarge, "the file would be larger than the volume can hold") };

@@ -237,8 +237,7 @@ impl Fs {
         let mut live = file.live.lock();
         let times = live.times.take();
         (live.size, live.saved, live.unborn, live.unsaved_bytes) = (winner.size(), live.changes, false, 0);
-        live.intents.clear();
-        live.whole.clear();
+        live.forget_intents();
         live.notice = true;
         let (won, winner) = (Version::of(&winner), Some(winner));
         let (kind, named) = (ConflictKind::Contents, false);

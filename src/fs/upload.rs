@@ -525,8 +525,7 @@ impl Fs {
             io.object = Some(object);
             let mut live = file.live.lock();
             live.unsaved_bytes = io.active.bytes();
-            live.intents.clear();
-            live.whole.clear();
+            live.forget_intents();
             // Before the index can name the version: a later mount must know that it is ours.
             if let Err(e) = io.active.rebase(&self.spool, &version.head()) {
                 tracing::warn!("the spool could not note a version: {e}");

@@ -187,20 +187,22 @@ impl Layer {
         Ok(())
     }
 
-    /// Notes in the log which version is about to be written. A layer that an earlier mount left has a log of this one for it.
-    pub fn intend(&self, spool: &Spool, generation: u64, trailer_hash: &[u8; 32]) -> Result<()> {
+    /// A record in the newest log, where this mount writes to it.
+    fn note(&self, spool: &Spool, kind: u8, parts: &[&[u8]]) -> Result<()> {
         match self.logs.last().filter(|log| spool.takes(log)) {
-            Some(log) => spool.append(log, record::INTENT, &[&generation.to_be_bytes(), trailer_hash]).map(|_| ()),
+            Some(log) => spool.append(log, kind, parts).map(|_| ()),
             None => Ok(()),
         }
     }
 
+    /// Notes in the log which version is about to be written. A layer that an earlier mount left has a log of this one for it.
+    pub fn intend(&self, spool: &Spool, generation: u64, trailer_hash: &[u8; 32]) -> Result<()> {
+        self.note(spool, record::INTENT, &[&generation.to_be_bytes(), trailer_hash])
+    }
+
     /// Notes that the layer lies on another version from now on: the one that the layer below it has become.
     pub fn rebase(&self, spool: &Spool, version: &HeadVersion) -> Result<()> {
-        match self.logs.last().filter(|log| spool.takes(log)) {
-            Some(log) => spool.append(log, record::BASE, &[&version.encode()]).map(|_| ()),
-            None => Ok(()),
-        }
+        self.note(spool, record::BASE, &[&version.encode()])
     }
 
     /// Gives a layer of earlier mounts a log of this one, for what is to be noted of it.
@@ -212,19 +214,13 @@ impl Layer {
     /// Notes in the log that a multipart upload was begun, so that a later mount can abort it.
     pub fn note_upload(&self, spool: &Spool, key: &str, id: &UploadId) -> Result<()> {
         let len = u16::try_from(key.len()).unwrap_or(u16::MAX).to_be_bytes();
-        match self.logs.last().filter(|log| spool.takes(log)) {
-            Some(log) => spool.append(log, record::UPLOAD, &[&len, key.as_bytes(), id.0.as_bytes()]).map(|_| ()),
-            None => Ok(()),
-        }
+        self.note(spool, record::UPLOAD, &[&len, key.as_bytes(), id.0.as_bytes()])
     }
 
     /// Notes that the file was unlinked here. Without the note a later mount takes a name that is missing for another machine's
     /// doing, and keeps the data.
     pub fn note_gone(&self, spool: &Spool) -> Result<()> {
-        match self.logs.last().filter(|log| spool.takes(log)) {
-            Some(log) => spool.append(log, record::GONE, &[]).map(|_| ()),
-            None => Ok(()),
-        }
+        self.note(spool, record::GONE, &[])
     }
 
     /// Everything so far is durable on the local disk.

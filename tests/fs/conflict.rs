@@ -1,5 +1,6 @@
 //! Two machines that change the same things at once: nothing that was acknowledged may be lost.
 
+use crate::directed::until;
 use crate::world::{Mount, SEG, WHO, World, data, quick};
 use smpfs::disk::SimDisk;
 use smpfs::disk::sim::Crash;
@@ -161,15 +162,6 @@ fn what_cannot_be_put_together_stays_in_the_spool() {
     assert!(seen(&world) == files(&[("f", data(2, len))]));
     b.kill();
     a.unmount();
-}
-
-#[track_caller]
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = std::time::Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]
@@ -585,9 +577,7 @@ fn names_that_landed_unheard_before_a_kill_are_no_other_machines() {
         let (mount, hold) = world.held_on(disk.process(), options("a"));
         mount.mkdir("d");
         mount.put("d/c", &data(2, 2000));
-        while mount.sink.saved.lock().is_empty() {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        until("the upload landed", || !mount.sink.saved.lock().is_empty());
         // The first index of the directory is written, and the process does not live to hear of it.
         hold.answer(Verb::Put, ".smpfs/d/", 0);
         let fs = mount.fs.clone();
