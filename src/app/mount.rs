@@ -16,9 +16,11 @@ use std::time::Duration;
 /// How long threads get to end after everything is wiped.
 const LAST_THREADS: Duration = Duration::from_secs(5);
 
-/// How many heaps the C library may keep, where the user has not chosen. By default it keeps eight for each core, and each holds on
-/// to the large buffers that uploads and reads have freed: more than twice the memory budget.
-const HEAPS: (&str, &str) = ("MALLOC_ARENA_MAX", "2");
+/// How the C library is to treat freed memory, where the user has not chosen. By default it keeps eight heaps for each core, and
+/// each holds on to the large buffers that uploads and reads have freed: more than twice the memory budget. With two heaps that
+/// is bounded, and then it is better to keep some of what is freed than to have the kernel clear new pages for every buffer.
+const HEAPS: [(&str, &str); 3] =
+    [("MALLOC_ARENA_MAX", "2"), ("MALLOC_TRIM_THRESHOLD_", "33554432"), ("MALLOC_MMAP_THRESHOLD_", "33554432")];
 
 /// Runs it.
 pub fn run(args: &MountArgs, config_file: Option<PathBuf>) -> Outcome<()> {
@@ -51,9 +53,7 @@ pub fn run(args: &MountArgs, config_file: Option<PathBuf>) -> Outcome<()> {
 pub fn start(args: &MountArgs, config_file: Option<PathBuf>, secret: &Secret) -> Outcome<u32> {
     let mut command = std::process::Command::new("/proc/self/exe");
     command.args(serving_args(args, config_file.as_deref()));
-    if std::env::var_os(HEAPS.0).is_none() {
-        command.env(HEAPS.0, HEAPS.1);
-    }
+    command.envs(HEAPS.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()));
     launch(command, secret)
 }
 
@@ -62,8 +62,12 @@ pub fn start(args: &MountArgs, config_file: Option<PathBuf>, secret: &Secret) ->
 fn with_few_heaps() {
     use std::os::unix::process::CommandExt;
     let mut words = std::env::args_os();
-    if let (None, Ok(exe), Some(name)) = (std::env::var_os(HEAPS.0), std::env::current_exe(), words.next()) {
-        let e = std::process::Command::new(exe).arg0(name).args(words).env(HEAPS.0, HEAPS.1).exec();
+    let missing: Vec<_> = HEAPS.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
+    if missing.is_empty() {
+        return;
+    }
+    if let (Ok(exe), Some(name)) = (std::env::current_exe(), words.next()) {
+        let e = std::process::Command::new(exe).arg0(name).args(words).envs(missing).exec();
         super::warn(&format!("memory may exceed the budget: {e}"));
     }
 }

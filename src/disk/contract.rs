@@ -30,6 +30,7 @@ fn files(disk: &dyn Disk) {
     assert_eq!(kind(read_all(disk, "f", 7)), Some(Kind::TooLarge));
     f.truncate(3).unwrap();
     f.truncate(5).unwrap();
+    f.pwrite_durable(1, b"b").unwrap();
     f.sync_data().unwrap();
     assert_eq!(disk.open("f", Access::Create).unwrap().len().unwrap(), 5);
     assert_eq!((disk.len("f").unwrap(), read_all(disk, "f", 5).unwrap()), (5, b"ab\0\0\0".to_vec()));

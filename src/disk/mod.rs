@@ -85,6 +85,8 @@ pub trait DiskFile: Send + Sync {
     fn punch(&self, offset: u64, len: u64) -> Result<()>;
     /// Returns when contents and length are durable.
     fn sync_data(&self) -> Result<()>;
+    /// Writes all of `data` at `offset` and returns when it is durable, without the rest of the file being written for it.
+    fn pwrite_durable(&self, offset: u64, data: &[u8]) -> Result<()>;
 }
 
 /// Holds a lock until dropped (or until the process ends, however it ends).

@@ -11,8 +11,9 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FallocateFlags, OFlag, fallocate, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+use rustix::io::{ReadWriteFlags, pwritev2};
 use std::fs::{File, TryLockError};
-use std::io::Read;
+use std::io::{IoSlice, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -265,6 +266,25 @@ impl DiskFile for RealFile {
 
     fn sync_data(&self) -> Result<()> {
         self.0.sync_data().map_err(|e| os_error(e, "making a local file durable"))
+    }
+
+    fn pwrite_durable(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < data.len() {
+            let rest = [IoSlice::new(&data[done..])];
+            match pwritev2(&self.0, &rest, offset + done as u64, ReadWriteFlags::DSYNC) {
+                Ok(0) => return fail(Kind::Unavailable, "writing a local file: the filesystem takes no more"),
+                Ok(n) => done += n,
+                Err(rustix::io::Errno::INTR) => {}
+                // Not every filesystem makes a write durable on its own.
+                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => {
+                    self.pwrite(offset, data)?;
+                    return self.sync_data();
+                }
+                Err(e) => return Err(os_error(e.into(), "writing a local file")),
+            }
+        }
+        Ok(())
     }
 }
 

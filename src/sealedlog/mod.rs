@@ -255,8 +255,10 @@ impl SealedLog {
 }
 
 /// Overwrites a log's header and removes the file, as far as the disk lets it; the first error is returned.
+///
+/// Only the header is brought to the drive: records that never got there need not be written to be forgotten.
 fn erase(disk: &dyn Disk, path: &str, file: &dyn DiskFile) -> Result<()> {
-    let wiped = file.pwrite(0, &[0; HEADER_LEN]).and_then(|()| file.sync_data());
+    let wiped = file.pwrite_durable(0, &[0; HEADER_LEN]);
     let removed = disk.remove(path).and_then(|()| disk.sync_dir(disk::split(path).0));
     wiped.and(removed).map_err(|e| e.context("destroying a local log"))
 }

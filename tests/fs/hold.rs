@@ -147,6 +147,10 @@ impl DiskFile for SlowFile {
     fn punch(&self, offset: u64, len: u64) -> Result<()> {
         self.0.punch(offset, len)
     }
+    fn pwrite_durable(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.pwrite(offset, data)?;
+        self.0.sync_data()
+    }
     fn sync_data(&self) -> Result<()> {
         self.0.sync_data()
     }

@@ -1,11 +1,37 @@
 //! What a power loss leaves of bytes and names that were never synced.
 
-use super::{FileOp, Node, State, put};
+use super::{FileOp, Inode, Node, State, put};
 use crate::disk::split;
+use crate::error::Result;
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// Unit in which a drive loses or keeps data.
 const SECTOR: usize = 512;
+
+impl Inode {
+    /// The part of every pending write that lies in `range` becomes durable; the rest stays pending.
+    pub(super) fn sync_range(&mut self, range: Range<u64>) -> Result<()> {
+        let pending = std::mem::take(&mut self.pending);
+        for op in pending {
+            let FileOp::Write(at, data) = op else {
+                self.pending.push(op);
+                continue;
+            };
+            let cut = |to: u64| to.saturating_sub(at).min(data.len() as u64) as usize;
+            let (from, to) = (cut(range.start), cut(range.end));
+            if from < to {
+                put(&mut self.durable, at + from as u64, &data[from..to]);
+            }
+            for (from, to) in [(0, from.min(to)), (to.max(from), data.len())] {
+                if from < to {
+                    self.pending.push(FileOp::Write(at + from as u64, data[from..to].to_vec()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
 
 impl State {
     /// SplitMix64 (Steele, Lea, Flood 2014): good enough to choose what a crash leaves.
