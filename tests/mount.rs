@@ -15,6 +15,8 @@ mod commands;
 mod crash;
 #[path = "mount/damage.rs"]
 mod damage;
+#[path = "mount/failpoints.rs"]
+mod failpoints;
 #[path = "mount/links.rs"]
 mod links;
 #[path = "mount/machines.rs"]

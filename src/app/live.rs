@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::control::{ControlSource, Node};
 use crate::disk::LockGuard;
 use crate::env::Env;
+use crate::env::failpoint::reach;
 use crate::error::{Error, Kind, Result};
 use crate::format::Failure;
 use crate::fs::conflict::Conflict;
@@ -315,7 +316,9 @@ impl Mounted for Live {
         t.reader.close();
         let pending = t.fs.progress();
         let clean = pending.done() && !keep_journal;
+        reach("drained");
         t.fs.close()?;
+        reach("journal-closed");
         let Some(local) = self.local.lock().take() else { return Ok(()) };
         let reporter = t.reporter.clone();
         blocking(move || {

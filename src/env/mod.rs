@@ -1,5 +1,7 @@
 //! The outside world: time and randomness, behind traits so that a test can hold both in its hand.
 
+pub mod failpoint;
+
 use crate::types::Time;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};

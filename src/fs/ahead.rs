@@ -13,6 +13,7 @@
 use super::Fs;
 use super::file::{File, Io};
 use super::upload::from_layer;
+use crate::env::failpoint::reach;
 use crate::error::Result;
 use crate::format::geometry::Layout;
 use crate::format::manifest::{Hints, Record};
@@ -119,6 +120,7 @@ impl Fs {
             None => {
                 let key = self.first_key(file);
                 let id = self.store.upload_start(&key).await?;
+                reach("upload-ahead-begun");
                 if let Err(e) = plain.0.note_upload(&self.spool, &key, &id) {
                     self.uploader.abort(&key, &id).await;
                     return Err(e);

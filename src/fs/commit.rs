@@ -6,6 +6,7 @@
 use super::state::{DirCell, ROOT_SELF, State};
 use super::{Doomed, Fs};
 use crate::crypto::secmem::SecretKey;
+use crate::env::failpoint::reach;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
 use crate::ops::{Invalidate, ROOT};
@@ -241,8 +242,11 @@ impl Fs {
         };
         // Logs of the spool go before the journal forgets their names: a later mount would take what is left of a file that was
         // unlinked here for one that another machine has unlinked.
+        reach("names-landed");
         drop(due);
+        reach("spool-logs-gone");
         self.forget_lines(id, batch);
+        reach("names-forgotten");
         for dir in wake {
             self.kick(dir);
         }
@@ -275,6 +279,7 @@ impl Fs {
         let Some((batch, content)) = self.take(id, claim, |_| true) else { return Ok(true) };
         match self.index.create(id, &claim.key, &content).await {
             Ok(remote) => {
+                reach("directory-written");
                 self.landed_names(id, &batch, |c| c.remote = Some(remote));
                 let parent = self.state.lock().dirs.get(&id).and_then(|c| c.place.clone()).map(|p| p.0);
                 if let Some(parent) = parent {

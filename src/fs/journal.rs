@@ -7,6 +7,7 @@
 use crate::crypto::secmem::SecretKey;
 use crate::disk::Disk;
 use crate::env::Env;
+use crate::env::failpoint::reach;
 use crate::error::{Error, Kind, Result};
 use crate::format::entry::{Body, Entry};
 use crate::format::failure::Failure;
@@ -156,7 +157,9 @@ impl Journal {
     /// Notes the changes of one operation.
     pub fn names(&self, seq: u64, lines: &[Line]) -> Result<()> {
         let record = encode_names(seq, lines)?;
-        self.log.lock().append(NAMES, &record).map(|_| ()).map_err(|e| e.context("writing the journal"))
+        self.log.lock().append(NAMES, &record).map_err(|e| e.context("writing the journal"))?;
+        reach("name-journalled");
+        Ok(())
     }
 
     /// Notes that names of a directory are in the bucket as of their change numbers.
@@ -189,6 +192,7 @@ impl Journal {
     pub fn rewrite(&self, lines: &[(u64, Line)]) -> Result<()> {
         let fresh = Self::fresh(&self.disk, &self.owner, &self.env, lines)?;
         let old = std::mem::replace(&mut *self.log.lock(), fresh);
+        reach("journal-begun-anew");
         old.destroy()
     }
 

@@ -7,6 +7,7 @@ use super::status::{Fill, Health, Pending, Status};
 use super::{Deletion, Fs, Options};
 use crate::disk::Disk;
 use crate::env::Env;
+use crate::env::failpoint::reach;
 use crate::error::{Error, Kind, Result};
 use crate::format::entry::{Attributes, Body, Entry};
 use crate::format::index::DirRef;
@@ -244,7 +245,10 @@ impl Fs {
                     {
                         tracing::warn!("local state could not forget an index object: {e}");
                     }
-                    match this.store.delete(key).await {
+                    reach("object-doomed");
+                    let deleted = this.store.delete(key).await;
+                    reach("object-deleted");
+                    match deleted {
                         Ok(()) => this.reprieve(key, &d.spared),
                         // It may still be carried out: the key stays out of use.
                         Err(e) => tracing::warn!("an unneeded object could not be deleted and stays behind: {e}"),

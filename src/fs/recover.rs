@@ -11,6 +11,7 @@ use super::state::{DirCell, Place, State};
 use crate::crypto::secmem::SecretKey;
 use crate::disk::Disk;
 use crate::env::Env;
+use crate::env::failpoint::reach;
 use crate::error::{Error, Result};
 use crate::format::entry::{Body, Entry};
 use crate::sealedlog::{ClosedLog, LogOwner};
@@ -69,6 +70,7 @@ pub(super) fn recover(st: &mut State, disk: &Arc<dyn Disk>, journal_owner: &LogO
     files.extend(put_empty_files(st, &replayed));
     let lines: Vec<(u64, Line)> = replayed.names.into_values().collect();
     let journal = Journal::begin(disk.clone(), journal_owner.clone(), env.clone(), &lines)?;
+    reach("recovery-journalled");
     old.iter().try_for_each(ClosedLog::destroy)?;
     let report = Recovered { names: lines.len(), files: files.len(), damaged: damaged.len(), unreadable: unreadable.len() };
     let losses = damaged.into_iter().chain(unreadable).collect();

@@ -8,6 +8,7 @@ use super::file::{File, Froze, Version};
 use super::rescue::{Landed, Orphan};
 use super::state::State;
 use super::{Doomed, Fs};
+use crate::env::failpoint::reach;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
 use crate::format::header::Header;
@@ -309,6 +310,7 @@ impl Fs {
             }
             io.frozen = Some(Arc::new(std::mem::take(&mut io.active)));
             io.froze = Froze { size: io.size, changes: live.changes, times: live.times };
+            reach("layer-frozen");
         }
         io.frozen.clone().map(|f| (f, io.froze))
     }
@@ -532,6 +534,7 @@ impl Fs {
             }
             guard
         };
+        reach("version-noted");
         let due = {
             let mut st = self.state.lock();
             let due = self.point_entry(&mut st, file, froze, &version, guard);

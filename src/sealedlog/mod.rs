@@ -29,6 +29,7 @@ use crate::crypto::secmem::SecretKey;
 use crate::crypto::wiped::Wiped;
 use crate::disk::{self, Access, Disk, DiskFile};
 use crate::env::Env;
+use crate::env::failpoint::reach;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::log::{self, HEAD_LEN, HEADER_LEN, LogId, LogKey, OVERHEAD, SEQ_WINDOW};
 use crate::types::VolumeId;
@@ -259,6 +260,7 @@ impl SealedLog {
 /// Only the header is brought to the drive: records that never got there need not be written to be forgotten.
 fn erase(disk: &dyn Disk, path: &str, file: &dyn DiskFile) -> Result<()> {
     let wiped = file.pwrite_durable(0, &[0; HEADER_LEN]);
+    reach("spool-key-erased");
     let removed = disk.remove(path).and_then(|()| disk.sync_dir(disk::split(path).0));
     wiped.and(removed).map_err(|e| e.context("destroying a local log"))
 }

@@ -2,6 +2,7 @@
 
 use crate::crypto::secmem::SecretKey;
 use crate::env::Env;
+use crate::env::failpoint::reach;
 use crate::error::{Error, Kind, Result};
 use crate::format::entry::Entry;
 use crate::format::failure::Failure;
@@ -273,6 +274,7 @@ impl IndexIo {
         let key = self.keys.index_key(&dir.dir_id, node.role.place());
         let (bytes, hash) = node.seal(&self.keys, dir, &self.env.random())?;
         let meta = self.store.put(&key, vec![Bytes::from(bytes)], cond).await?;
+        reach("index-written");
         self.memory.remember(&key, node.generation, &hash)?;
         Ok(Version { generation: node.generation, hash, etag: meta.etag })
     }
@@ -361,7 +363,10 @@ impl IndexIo {
     ) -> Result<(Version, Vec<Version>)> {
         let shards = self.put_shards(dir, bits, epoch, entries).await?;
         let head = node(Role::Head { shard_bits: bits, epoch }, Some(&remote.head), &[]);
-        Ok((self.put(dir, &head, Some(&remote.head)).await?, shards))
+        reach("shards-written");
+        let head = self.put(dir, &head, Some(&remote.head)).await?;
+        reach("shards-named");
+        Ok((head, shards))
     }
 
     async fn put_shards(&self, dir: &DirRef, bits: u8, epoch: u32, entries: &[Arc<Entry>]) -> Result<Vec<Version>> {

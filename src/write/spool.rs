@@ -7,6 +7,7 @@ use super::layer::{Layer, record};
 use crate::crypto::secmem::SecretKey;
 use crate::disk::Disk;
 use crate::env::Env;
+use crate::env::failpoint::reach;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::failure::Failure;
 use crate::format::wire::{Reader, Writer};
@@ -248,6 +249,7 @@ impl Spool {
             used: self.used.clone(),
             gone: AtomicBool::new(false),
         };
+        reach("spool-log-made");
         let head = Head { layer: self.next.fetch_add(1, Ordering::AcqRel), ..head.clone() };
         if let Err(e) = self.append(&log, record::HEAD, &[&head.encode()]) {
             let _ = log.destroy();
@@ -275,6 +277,9 @@ impl Spool {
         let pos = live.append_parts(kind, parts).map_err(|e| e.context("writing the spool"))?;
         log.bytes.fetch_add(cost, Ordering::AcqRel);
         self.used.bytes.fetch_add(cost, Ordering::AcqRel);
+        if kind == record::DATA {
+            reach("spool-record-appended");
+        }
         Ok(pos)
     }
 

@@ -7,6 +7,7 @@
 use super::plan::{PartLimits, SegPlan};
 use crate::crypto::secmem::SecretKey;
 use crate::env::Env;
+use crate::env::failpoint::reach;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::geometry::{HEADER_LEN, Layout};
 use crate::format::header::Header;
@@ -205,7 +206,9 @@ impl Uploader {
         let (root, manifest) = self.seal_tail(&job, records)?;
         body.push(Bytes::from(root.tail.clone()));
         watch.intend(job.generation, &root.trailer_hash)?;
+        reach("version-intended");
         let meta = self.store.put(&job.key, body, job.cond.clone()).await?;
+        reach("object-written");
         watch.sent(job.size);
         Ok(Written { root, manifest, meta, key: job.key, generation: job.generation })
     }
@@ -215,10 +218,12 @@ impl Uploader {
             Some(s) => s,
             None => {
                 let id = self.store.upload_start(&job.key).await?;
+                reach("upload-begun");
                 if let Err(e) = watch.began(&job.key, &id) {
                     self.abort(&job.key, &id).await;
                     return Err(e);
                 }
+                reach("upload-noted");
                 Started { id, parts: BTreeMap::new() }
             }
         };
@@ -285,8 +290,11 @@ impl Uploader {
         let (root, manifest) = self.seal_tail(job, records)?;
         last.body.push(Bytes::from(root.tail.clone()));
         parts.push(self.store.upload_part(&job.key, id, PartAt { number: alone + 1, offset }, last.body).await?);
+        reach("parts-sent");
         watch.intend(job.generation, &root.trailer_hash)?;
+        reach("version-intended");
         let meta = self.store.upload_complete(&job.key, id, &parts, job.cond.clone()).await?;
+        reach("object-written");
         Ok((root, manifest, meta))
     }
 
@@ -342,6 +350,7 @@ impl Uploader {
             records.extend(part.records);
         }
         let part = self.store.upload_part(&job.key, id, at, body).await?;
+        reach("part-sent");
         Ok((part, records))
     }
 
