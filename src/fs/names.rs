@@ -282,6 +282,9 @@ impl Fs {
                     }
                     after.push(Box::new(doomed));
                 }
+                for layer in st.landing.of(f.file_id) {
+                    super::rescue::note_gone(&layer, &self.spool);
+                }
                 if let Some(file) = st.files.get(&f.file_id).cloned() {
                     let behind = {
                         let mut live = file.live.lock();

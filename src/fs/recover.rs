@@ -65,7 +65,8 @@ pub(super) fn recover(st: &mut State, disk: &Arc<dyn Disk>, journal_owner: &LogO
     let mut files = put_files(st, found, &places, spool);
     for file in &files {
         let place = file.place.lock().clone();
-        file.live.lock().gone |= place.is_some_and(|p| replayed.removed.contains(&p));
+        // Told now: once the names are in the bucket nobody knows any more whose doing it was that a file lost its name.
+        file.live.lock().gone |= place.is_some_and(|p| taken_away(&replayed, &p, file));
     }
     files.extend(put_empty_files(st, &replayed));
     let lines: Vec<(u64, Line)> = replayed.names.into_values().collect();
@@ -75,6 +76,13 @@ pub(super) fn recover(st: &mut State, disk: &Arc<dyn Disk>, journal_owner: &LogO
     let report = Recovered { names: lines.len(), files: files.len(), damaged: damaged.len(), unreadable: unreadable.len() };
     let losses = damaged.into_iter().chain(unreadable).collect();
     Ok(Left { journal, files, report, uploads, losses })
+}
+
+/// Whether this machine removed the name of a file, moved it away or gave it to another one.
+fn taken_away(replayed: &Replayed, place: &Place, file: &File) -> bool {
+    let names_it = |e: &Entry| matches!(&e.body, Body::File(f) if f.file_id == file.id);
+    let pending = replayed.names.get(place).map(|(_, line)| !line.entry.as_deref().is_some_and(names_it));
+    pending.unwrap_or_else(|| replayed.removed.contains(place))
 }
 
 /// Makes the cell of a directory, when it is not there.

@@ -47,6 +47,11 @@ pub(super) struct Landed {
 }
 
 impl Landed {
+    /// The layer, for as long as its logs are there.
+    pub(super) fn layer(&self) -> Option<&Arc<Layer>> {
+        self.layer.as_ref()
+    }
+
     pub(super) fn new(layer: Option<Arc<Layer>>) -> Landed {
         let logs = layer.iter().flat_map(|l| l.logs().iter().cloned()).collect();
         Landed { layer, logs: DestroyLogs(logs) }
@@ -115,9 +120,9 @@ pub(super) fn stuck() -> Error {
     )
 }
 
-fn note_gone(io: &Io, spool: &crate::write::spool::Spool) {
-    let frozen = io.frozen.as_ref().map_or(Ok(()), |f| f.note_gone(spool));
-    if let Err(e) = frozen.and(io.active.note_gone(spool)) {
+/// Notes in a layer's log that its file was unlinked here.
+pub(super) fn note_gone(layer: &Layer, spool: &crate::write::spool::Spool) {
+    if let Err(e) = layer.note_gone(spool) {
         tracing::debug!("the spool could not note that a file was unlinked: {e}");
     }
 }
@@ -300,15 +305,18 @@ impl Fs {
 
     /// Notes in the spool that a file was unlinked here.
     pub(super) fn note_gone(&self, file: &Arc<File>) {
+        let note = |io: &Io, spool: &crate::write::spool::Spool| {
+            io.frozen.iter().map(|f| &**f).chain([&io.active]).for_each(|layer| note_gone(layer, spool));
+        };
         if let Ok(io) = file.io.try_read() {
-            return note_gone(&io, &self.spool);
+            return note(&io, &self.spool);
         }
         // Somebody writes to it at this moment.
         if let Some(fs) = self.arc() {
             let file = file.clone();
             self.rt.spawn(async move {
                 let io = file.io.read().await;
-                note_gone(&io, &fs.spool);
+                note(&io, &fs.spool);
             });
         }
     }

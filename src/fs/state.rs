@@ -14,8 +14,9 @@ use crate::tree::delta::Delta;
 use crate::tree::dir::{Dir, Guard, MoveToken};
 use crate::tree::io::Remote;
 use crate::types::{DirId, FileId, Time};
+use crate::write::layer::Layer;
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 /// The reserved name in the root directory under which the index keeps the root's own attributes.
@@ -133,10 +134,39 @@ pub struct State {
     pub renamed: lru::LruCache<FileId, Place>,
     /// Versions of this machine that no index may name, because another one had taken the file's name away by then.
     pub unnamed: lru::LruCache<FileId, Version>,
+    /// Layers that landed.
+    pub landing: Landing,
     /// Last change number.
     pub seq: u64,
     /// Entries read from the bucket since they were last counted.
     pub grown: usize,
+}
+
+/// Layers whose versions are in the bucket while no index names them, by file. The file itself may have been forgotten by then,
+/// and its logs have to hear of an unlink all the same.
+#[derive(Default)]
+pub struct Landing {
+    layers: HashMap<FileId, Vec<Weak<Layer>>>,
+    /// With so many files it is time to drop those whose layers are gone.
+    full: usize,
+}
+
+impl Landing {
+    /// The layer of a version is in the bucket.
+    pub fn put(&mut self, file: FileId, layer: &Arc<Layer>) {
+        if self.layers.len() > self.full {
+            self.layers.retain(|_, layers| layers.iter().any(|l| l.strong_count() > 0));
+            self.full = 2 * self.layers.len() + 64;
+        }
+        let layers = self.layers.entry(file).or_default();
+        layers.retain(|l| l.strong_count() > 0);
+        layers.push(Arc::downgrade(layer));
+    }
+
+    /// The layers of a file that no index tells of.
+    pub fn of(&self, file: FileId) -> Vec<Arc<Layer>> {
+        self.layers.get(&file).into_iter().flatten().filter_map(Weak::upgrade).collect()
+    }
 }
 
 impl State {
@@ -159,6 +189,7 @@ impl State {
             coming: HashMap::new(),
             renamed: lru::LruCache::new(RENAMED),
             unnamed: lru::LruCache::new(RENAMED),
+            landing: Landing::default(),
             seq: 0,
             grown: 0,
         }

@@ -557,6 +557,7 @@ impl Fs {
         v: &Version,
         guard: Landed,
     ) -> Vec<crate::tree::dir::Guard> {
+        guard.layer().into_iter().for_each(|layer| st.landing.put(file.id, layer));
         let place = file.place.lock().clone();
         let entry = place.as_ref().and_then(|(d, n)| st.dirs.get(d)?.dir.get(n).cloned());
         let ours = |e: &Arc<Entry>| matches!(&e.body, Body::File(f) if f.file_id == file.id);

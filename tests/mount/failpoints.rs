@@ -28,6 +28,14 @@ fn write(name: &'static str, seed: u64, len: usize) -> Step {
     Step { torn: Some(name), ..step(format!("write {name}"), take) }
 }
 
+fn append(name: &'static str, seed: u64, len: usize) -> Step {
+    let take = move |at: &Path| {
+        let mut file = OpenOptions::new().append(true).create(true).open(at.join(name))?;
+        file.write_all(&noise(seed, len))
+    };
+    Step { torn: Some(name), ..step(format!("append to {name}"), take) }
+}
+
 fn sync(name: &'static str) -> Step {
     step(format!("fsync {name}"), move |at: &Path| OpenOptions::new().write(true).open(at.join(name))?.sync_all())
 }
@@ -38,15 +46,14 @@ fn rename(from: &'static str, to: &'static str) -> Step {
 
 /// Names and small files: everything that changes them.
 fn small() -> Vec<Step> {
-    let append = |at: &Path| OpenOptions::new().append(true).open(at.join("a/one"))?.write_all(&noise(4, 10_000));
-    vec![
+    let mut steps = vec![
         step("mkdir a", |at| fs::create_dir(at.join("a"))),
         step("mkdir a/b", |at| fs::create_dir(at.join("a/b"))),
         write("a/one", 1, 30_000),
         write("a/two", 2, 20_000),
         sync("a/one"),
         write("a/one", 3, 50_000),
-        Step { torn: Some("a/one"), ..step("append", append) },
+        append("a/one", 4, 10_000),
         sync("a/one"),
         step("mkdir a/b/c", |at| fs::create_dir(at.join("a/b/c"))),
         write("a/b/c/deep", 5, 5000),
@@ -64,7 +71,17 @@ fn small() -> Vec<Step> {
         step("rmdir a/gone", |at| fs::remove_dir(at.join("a/gone"))),
         rename("a/b/c", "moved"),
         write("moved/last", 7, 100),
-    ]
+    ];
+    // Written to while the version before is on its way, renamed and removed with nothing of it sent.
+    for i in 0..9 {
+        steps.extend([append("log", 10 + i, 3000), write("passing", 20 + i, 4000)]);
+        match i % 3 {
+            0 => steps.push(rename("passing", "moved/passing")),
+            1 => steps.push(step("unlink passing", |at| fs::remove_file(at.join("passing")))),
+            _ => steps.push(sync("log")),
+        }
+    }
+    steps
 }
 
 /// A file that is uploaded while it is written, an edit of it, and its end.
@@ -177,6 +194,7 @@ fn dies(mut world: World, point: &Point, hit: u32, mode: &str, steps: &[Step]) -
         world.run(&["unmount", world.mnt().to_str().unwrap(), "--timeout", "60s"]);
     }
     drop(mount);
+    until("the end of the process", || !alive(pid));
     if recovery {
         fs::remove_file(&died).unwrap();
         world.set("SMPFS_TEST_DIE_AT", &what);
@@ -236,7 +254,7 @@ const MANY: [&str; 3] = ["journal-begun-anew", "shards-written", "shards-named"]
 #[test]
 fn small_changes_survive_a_death_at_every_point() {
     need_mounts!("small_changes_survive_a_death_at_every_point");
-    die_everywhere(|name| !LARGE.contains(&name) && !MANY.contains(&name), &[1, 3], small, || Some(World::dir()));
+    die_everywhere(|name| !LARGE.contains(&name) && !MANY.contains(&name), &[1, 3, 8], small, || Some(World::dir()));
 }
 
 #[test]
