@@ -67,6 +67,7 @@ fn a_volume_is_verified_beside_its_mount_and_after_it() {
     bucket.put("study/scan.dcm", &bad);
     let found = world.run(&["scrub", &store, "--quiet"]);
     assert_eq!(found.code, 10, "{found:?}");
+    assert!(!found.err.contains("ERROR"), "the report says it, and no line of the log besides: {found:?}");
     assert!(found.out.contains("corrupt") && found.out.contains("/study/scan.dcm") && found.err.contains("1 find"), "{found:?}");
     // Public values are enough to see it, and no passphrase is asked for.
     world.set("SMPFS_PASSPHRASE_FILE", "/does/not/exist");

@@ -176,9 +176,9 @@ async fn a_pipe_or_a_link_in_the_place_of_its_own_files_is_named_and_hangs_nothi
             make(&area.join(format!("lock-{n:02}")));
         }
         let e = at_once(store.put("k", b("x"), Cond::Any)).await.unwrap_err();
-        assert_eq!(e.kind(), Kind::Denied, "{e}");
+        assert_eq!(e.kind(), Kind::Unavailable, "{e}");
         assert!(e.to_string().contains(".%tmp/lock-") && e.to_string().contains("remove it"), "{e}");
-        assert_eq!(at_once(store.delete("k")).await.err().map(|e| e.kind()), Some(Kind::Denied));
+        assert_eq!(at_once(store.delete("k")).await.err().map(|e| e.kind()), Some(Kind::Unavailable));
 
         let at = PartAt { number: 1, offset: 0 };
         for own in ["data", "key", "part-1.new"] {
@@ -187,7 +187,7 @@ async fn a_pipe_or_a_link_in_the_place_of_its_own_files_is_named_and_hangs_nothi
             let _ = fs::remove_file(&path);
             make(&path);
             let e = at_once(store.upload_part("up", &id, at, b("x"))).await.unwrap_err();
-            assert_eq!(e.kind(), Kind::Denied, "{own}: {e}");
+            assert_eq!(e.kind(), Kind::Unavailable, "{own}: {e}");
             assert!(e.to_string().contains(own), "{own}: {e}");
             at_once(store.uploads("")).await.unwrap();
         }

@@ -14,7 +14,8 @@ use std::path::Path;
 /// Longest record that is read; a key is the longest, and far shorter.
 const MAX_RECORD: u64 = 64 << 10;
 
-/// Opens a file of the reserved area. What is no regular file is `Denied`, by its name: the area holds no names of the user's.
+/// Opens a file of the reserved area. What is no regular file is told by its name: the area holds no names of the user's. It is
+/// `Unavailable`, not `Denied`: nobody may take a bucket for a read-only one because of it, and once it is gone all goes on.
 pub(super) fn open(path: &Path, how: &mut OpenOptions, what: &'static str) -> Result<File> {
     // O_NONBLOCK: a pipe answers at once; it means nothing for regular files.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
@@ -42,5 +43,5 @@ pub(super) fn read(path: &Path, what: &'static str) -> Result<Vec<u8>> {
 }
 
 fn irregular(path: &Path) -> Error {
-    Error::new(Kind::Denied, format!("{} is no regular file, and smpfs puts nothing else there: remove it", path.display()))
+    Error::new(Kind::Unavailable, format!("{} is no regular file, and smpfs puts nothing else there: remove it", path.display()))
 }
