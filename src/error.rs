@@ -100,7 +100,7 @@ impl Kind {
             Kind::Denied => "Check the permissions and the credentials of the store.",
             Kind::NotPermitted => "This operation is not allowed here.",
             Kind::ReadOnly => "Mount without --read-only to change files.",
-            Kind::Locked => "Check the passphrase; the recovery code opens the volume as well.",
+            Kind::Locked => "Check the passphrase or the recovery code: either opens the volume.",
             Kind::Stale => "Another machine changed it first; open the file again.",
             Kind::Busy => "Close what uses it and try again.",
             Kind::NoSpace => "Free space for the spool or in the bucket and try again; nothing acknowledged was lost.",

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests stop at the first surprise, as tests do
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -103,6 +103,113 @@ fn a_wrong_passphrase_has_an_exit_code_of_its_own() {
     assert_eq!(code, 3, "{err}");
     assert!(err.contains("passphrase") && err.contains("recovery code"), "{err}");
     assert!(!err.contains("not the one"), "{err}");
+}
+
+#[test]
+fn a_mistyped_recovery_code_is_a_wrong_secret_and_a_file_without_one_a_wrong_command_line() {
+    let world = World::new();
+    let out = world.init();
+    let code = out.lines().map(str::trim).find(|l| l.len() == 69).unwrap();
+    let file = world.path("code");
+    let scrub = |content: &str| {
+        std::fs::write(&file, content).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        world.run(&["scrub", &world.bucket(), "--quiet", "--recovery-code-file", file.to_str().unwrap()])
+    };
+    let (exit, out, err) = scrub(code);
+    assert_eq!(exit, 0, "{out}{err}");
+    let last = if code.ends_with('A') { "B" } else { "A" };
+    let mistyped = format!("{}{last}", &code[..code.len() - 1]);
+    for (content, said) in [(mistyped.as_str(), "mistyped"), ("no code", "56"), (&code[..60], "56")] {
+        let (exit, _, err) = scrub(content);
+        assert_eq!(exit, 3, "{err}");
+        assert!(err.contains(said) && !err.contains(&code[..20]), "{err}");
+    }
+    assert_eq!(scrub("\n").0, 2);
+}
+
+#[test]
+fn a_scrub_says_what_it_saw_and_that_nothing_was_wrong() {
+    let world = World::new();
+    world.init();
+    let pass = world.path("pass");
+    let scrub = |more: &[&str]| {
+        let bucket = world.bucket();
+        let words = [&["scrub", &bucket, "--quiet", "--passphrase-file", pass.to_str().unwrap()], more].concat();
+        let (code, out, err) = world.run(&words);
+        assert_eq!((code, err.as_str()), (0, ""), "{more:?}: {out}");
+        out
+    };
+    for (more, want) in [
+        (&[][..], "1 directory in 1 index object, 0 files verified (0 B); 2 objects ("),
+        (&["--quick"], "1 directory in 1 index object, no contents read (--quick); 2 objects ("),
+        (&["--keyless"], "2 of 2 objects ("),
+    ] {
+        let out = scrub(more);
+        assert!(out.starts_with(want) && out.ends_with("Nothing wrong was found.\n"), "{out}");
+        assert!(!out.contains("too young"), "{out}");
+    }
+    assert!(scrub(&["--keyless"]).contains("verified without keys"));
+}
+
+#[test]
+fn a_path_is_told_the_url_it_was_meant_for_and_a_missing_bucket_how_to_make_it() {
+    let world = World::new();
+    let path = world.path("bucket");
+    let (code, _, err) = world.run(&["init", path.to_str().unwrap()]);
+    assert_eq!(code, 2);
+    assert!(err.contains(&format!("is written {}\n", world.bucket())), "{err}");
+    let (code, _, err) = world.run(&["mount", &world.bucket(), world.path("mnt").to_str().unwrap()]);
+    assert_eq!(code, 9);
+    assert!(err.contains(&format!("`smpfs init {}` makes it", world.bucket())), "{err}");
+}
+
+/// A metadata service that refuses everybody: the SDK warns of it, on the way to our sentence. Gives its address.
+fn refusing_metadata_service() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+    });
+    address
+}
+
+#[test]
+fn what_the_sdk_says_on_the_way_to_our_sentence_is_for_those_who_look_for_details() {
+    let world = World::new();
+    let (mnt, pass, home) = (world.path("mnt"), world.path("pass"), world.path(""));
+    let metadata = refusing_metadata_service();
+    let log = world.path("log");
+    let try_it = |more: &[&str]| {
+        let words = ["mount", "s3://bucket/p", mnt.to_str().unwrap(), "--passphrase-file", pass.to_str().unwrap()];
+        let mut c = world.command(&[&words[..], more].concat());
+        let (code, _, err) = said(c.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", &metadata).env("HOME", &home).output().unwrap());
+        assert_eq!(code, 8, "{err}");
+        err
+    };
+    for foreground in [&[][..], &["--foreground"]] {
+        let err = try_it(&[foreground, &["--log-target", "stderr"]].concat());
+        assert!(err.starts_with("smpfs: no AWS credentials") && !err.contains("WARN"), "{err}");
+        let err = try_it(&[foreground, &["--log-target", "stderr", "--log-level", "debug"]].concat());
+        assert!(err.contains("WARN"), "{err}");
+    }
+    let err = try_it(&["--log-file", log.to_str().unwrap()]);
+    assert!(err.starts_with("smpfs: no AWS credentials"), "{err}");
+    assert!(std::fs::read_to_string(log).unwrap().contains("WARN aws"), "the log has it");
+}
+
+#[test]
+fn variables_of_the_tests_are_not_pointed_out() {
+    let world = World::new();
+    let url = world.bucket();
+    let mut c = world.command(&["scrub", &url, "--keyless"]);
+    let (_, _, err) =
+        said(c.env("SMPFS_TEST_S3", "s3://b").env("SMPFS_TEST_S3_READER", "a:b").env("SMPFS_XYZZY", "1").output().unwrap());
+    assert!(err.contains("SMPFS_XYZZY") && !err.contains("SMPFS_TEST"), "{err}");
 }
 
 #[test]

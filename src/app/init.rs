@@ -45,9 +45,10 @@ pub fn run(args: &InitArgs, config_file: Option<PathBuf>) -> Outcome<()> {
         "Made a volume in {}.\n\n\
          Recovery code, shown this once. It opens the volume when the passphrase is lost: keep it on paper.\n\n\
          \x20   {}\n\n\
-         Next: smpfs mount {} DIR\n",
+         Next: {} mount {} DIR\n",
         created.store,
         created.recovery_code.as_str(),
+        super::own_command(),
         args.store
     ));
     Ok(())

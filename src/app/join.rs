@@ -135,8 +135,9 @@ fn key(secret: Secret) -> Result<keyring::Secret> {
     let code = std::str::from_utf8(&secret.bytes).ok().map(RecoveryCode::parse);
     match code {
         Some(Ok(code)) => Ok(keyring::Secret::Recovery(code)),
-        Some(Err(e)) if secret.recovery_code => Err(e),
-        None if secret.recovery_code => fail(Kind::Invalid, "a recovery code is plain text"),
+        // Typed at the prompt it would be a wrong passphrase, and the code of another volume is a wrong one: so is this.
+        Some(Err(e)) if secret.recovery_code => fail(Kind::Locked, e.message().to_owned()),
+        None if secret.recovery_code => fail(Kind::Locked, "a recovery code is plain text"),
         _ => Ok(keyring::Secret::Passphrase(secret.bytes)),
     }
 }

@@ -43,6 +43,7 @@ pub struct Reporter {
     /// What the kernel shall forget.
     pub invalidations: Arc<Invalidations>,
     env: Env,
+    logs: bool,
     corrupt: AtomicU64,
     last: Mutex<Option<(i64, String)>>,
 }
@@ -51,7 +52,12 @@ impl Reporter {
     /// A reporter with nothing to report yet.
     pub fn new(audit: Audit, quarantine: Quarantine, env: Env) -> Reporter {
         let invalidations = Arc::default();
-        Reporter { audit, quarantine, invalidations, env, corrupt: AtomicU64::new(0), last: Mutex::default() }
+        Reporter { audit, quarantine, invalidations, env, logs: true, corrupt: AtomicU64::new(0), last: Mutex::default() }
+    }
+
+    /// The same without a log line for each find: for who tells them to people.
+    pub fn without_lines(self) -> Reporter {
+        Reporter { logs: false, ..self }
     }
 
     /// Writes an event of now.
@@ -65,7 +71,9 @@ impl Reporter {
 
     fn corrupt(&self, finding: Finding, evidence: bytes::Bytes) {
         self.corrupt.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(stage = finding.stage, chunk = finding.chunk, "stored bytes failed verification");
+        if self.logs {
+            tracing::error!(stage = finding.stage, chunk = finding.chunk, "stored bytes failed verification");
+        }
         self.note(format!("stored bytes failed verification ({})", finding.stage));
         let f = finding.clone();
         self.event(Event::Corrupt {
@@ -315,14 +323,14 @@ impl Mounted for Live {
         t.fs.stop_changes();
         t.reader.close();
         let pending = t.fs.progress();
-        let clean = pending.done() && !keep_journal;
+        let clean = pending.is_empty() && !keep_journal;
         reach("drained");
         t.fs.close()?;
         reach("journal-closed");
         let Some(local) = self.local.lock().take() else { return Ok(()) };
         let reporter = t.reporter.clone();
         blocking(move || {
-            reporter.event(Event::Unmount { clean, pending: pending.pending.files });
+            reporter.event(Event::Unmount { clean, pending: pending.files });
             let wiped = local.cache.map(|(cache, run)| cache.destroy().map(|()| run.finish(&Pattern::Zeros)));
             let wiped = match wiped {
                 Some(Ok(report)) => report,

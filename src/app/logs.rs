@@ -1,6 +1,7 @@
 //! Log lines: to the terminal, systemd's journal or a file; as text or JSON; with a level that a signal changes.
 //!
-//! Names of files appear at debug and below only, keys and passphrases never.
+//! smpfs's own lines hold no names of files, keys or passphrases at any level. Libraries are less careful (that of FUSE logs every
+//! request with its names): below info they are heard only where a directive names them.
 
 use crate::config::{Config, LogFormat, LogTarget};
 use crate::error::{Error, Kind, Result};
@@ -9,7 +10,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use tracing_subscriber::layer::{Layer, SubscriberExt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::{FilterExt, dynamic_filter_fn};
+use tracing_subscriber::layer::{Filter, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
@@ -19,6 +24,7 @@ const MAX_FILE: u64 = 10 << 20;
 /// Changes the level while running.
 pub struct LogHandle {
     filter: Option<reload::Handle<EnvFilter, Registry>>,
+    detailed: Arc<AtomicBool>,
     base: String,
     step: Mutex<usize>,
 }
@@ -48,18 +54,41 @@ pub fn start(config: &Config, role: Role, own_file: &Path) -> Result<LogHandle> 
         (Role::Command, "info") => "warn".to_owned(),
         (_, level) => level.to_owned(),
     };
-    let parsed = EnvFilter::try_new(&base)
+    let parsed = EnvFilter::try_new(directives(&base))
         .map_err(|e| Error::with_source(Kind::Invalid, format!("log-level: `{base}` is no level or list of directives"), e))?;
+    let detailed = Arc::new(AtomicBool::new(wants_details(&base, &parsed)));
     let (filter, handle) = reload::Layer::new(parsed);
-    let mut layers: Vec<Boxed> = vec![output(config, role, own_file)?];
+    let mut layers: Vec<Boxed> = vec![output(config, role, own_file, &detailed)?];
     if role == Role::Daemon {
         let warnings =
             tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false).with_ansi(false);
-        layers.push(warnings.with_filter(tracing_subscriber::filter::LevelFilter::WARN).boxed());
+        layers.push(warnings.with_filter(for_people(&detailed).and(LevelFilter::WARN)).boxed());
     }
     // A second start in one process (tests) keeps the first.
     let started = tracing_subscriber::registry().with(filter).with(layers).try_init().is_ok();
-    Ok(LogHandle { filter: started.then_some(handle), base, step: Mutex::new(0) })
+    Ok(LogHandle { filter: started.then_some(handle), detailed, base, step: Mutex::new(0) })
+}
+
+/// The filter of a level or a list of directives. A level alone below info is that of smpfs: libraries stay at info.
+fn directives(given: &str) -> String {
+    let each = given.split(',').map(str::trim).map(|item| match item.to_ascii_lowercase().as_str() {
+        level @ ("debug" | "trace") => format!("info,smpfs={level}"),
+        _ => item.to_owned(),
+    });
+    each.collect::<Vec<_>>().join(",")
+}
+
+/// Whether somebody looks for what is wrong, and not only for what to do about it.
+fn wants_details(given: &str, parsed: &EnvFilter) -> bool {
+    parsed.max_level_hint().is_none_or(|level| level >= LevelFilter::DEBUG) || given.contains("aws")
+}
+
+/// Keeps from a terminal what the AWS SDK says on the way to an error: the error is told in a sentence of ours.
+fn for_people<S: tracing::Subscriber>(detailed: &Arc<AtomicBool>) -> impl Filter<S> + Send + Sync + 'static {
+    let detailed = detailed.clone();
+    dynamic_filter_fn(move |line, _| {
+        *line.level() == tracing::Level::ERROR || !line.target().starts_with("aws") || detailed.load(Ordering::Relaxed)
+    })
 }
 
 impl LogHandle {
@@ -68,7 +97,8 @@ impl LogHandle {
         let mut step = self.step.lock();
         *step = (*step + 1) % 3;
         let level = [self.base.as_str(), "debug", "trace"][*step].to_owned();
-        if let (Some(filter), Ok(parsed)) = (&self.filter, EnvFilter::try_new(&level)) {
+        if let (Some(filter), Ok(parsed)) = (&self.filter, EnvFilter::try_new(directives(&level))) {
+            self.detailed.store(wants_details(&level, &parsed), Ordering::Relaxed);
             // Fails only when the subscriber is gone, and then nobody logs.
             let _ = filter.reload(parsed);
         }
@@ -76,7 +106,7 @@ impl LogHandle {
     }
 }
 
-fn output(config: &Config, role: Role, own_file: &Path) -> Result<Boxed> {
+fn output(config: &Config, role: Role, own_file: &Path, detailed: &Arc<AtomicBool>) -> Result<Boxed> {
     let json = config.log_format == LogFormat::Json;
     let target = match (config.log_target, role) {
         (LogTarget::Auto, Role::Command) => LogTarget::Stderr,
@@ -99,7 +129,8 @@ fn output(config: &Config, role: Role, own_file: &Path) -> Result<Boxed> {
         }
         LogTarget::Auto | LogTarget::Stderr => {
             let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-            Ok(if json { layer.json().boxed() } else { layer.boxed() })
+            let people = for_people(detailed);
+            Ok(if json { layer.json().with_filter(people).boxed() } else { layer.with_filter(people).boxed() })
         }
     }
 }
@@ -167,7 +198,61 @@ mod tests {
 
     #[test]
     fn levels_go_round() {
-        let handle = LogHandle { filter: None, base: "info".into(), step: Mutex::new(0) };
+        let handle = LogHandle { filter: None, detailed: Arc::default(), base: "info".into(), step: Mutex::new(0) };
         assert_eq!([handle.cycle(), handle.cycle(), handle.cycle(), handle.cycle()], ["debug", "trace", "info", "debug"]);
+    }
+
+    #[test]
+    fn a_level_below_info_is_of_smpfs_alone_unless_a_directive_names_a_library() {
+        for (given, want) in [
+            ("info", "info"),
+            ("debug", "info,smpfs=debug"),
+            ("TRACE", "info,smpfs=trace"),
+            ("warn,smpfs::store=debug", "warn,smpfs::store=debug"),
+            ("trace, fuser=debug", "info,smpfs=trace,fuser=debug"),
+        ] {
+            assert_eq!(directives(given), want);
+            EnvFilter::try_new(directives(given)).unwrap();
+        }
+    }
+
+    /// What a terminal shows of one line of each library at a level.
+    fn seen(level: &str) -> String {
+        #[derive(Clone, Default)]
+        struct Text(Arc<Mutex<Vec<u8>>>);
+        impl Write for Text {
+            fn write(&mut self, b: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().extend_from_slice(b);
+                Ok(b.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let text = Text::default();
+        let parsed = EnvFilter::try_new(directives(level)).unwrap();
+        let detailed = Arc::new(AtomicBool::new(wants_details(level, &parsed)));
+        let to = text.clone();
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || to.clone()).with_filter(for_people(&detailed));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(parsed).with(layer), || {
+            tracing::warn!(target: "aws_config::imds", "sdk-warns");
+            tracing::error!(target: "aws_config::imds", "sdk-fails");
+            tracing::debug!(target: "fuser::request", "a-name");
+            tracing::warn!(target: "smpfs::app", "we-warn");
+            tracing::trace!(target: "smpfs::app", "we-trace");
+        });
+        let text = String::from_utf8(text.0.lock().clone()).unwrap();
+        let words = ["sdk-warns", "sdk-fails", "a-name", "we-warn", "we-trace"].into_iter().filter(|w| text.contains(w));
+        words.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_terminal_hears_the_sdk_only_when_somebody_looks_for_details() {
+        assert_eq!(seen("warn"), "sdk-fails we-warn");
+        assert_eq!(seen("info"), "sdk-fails we-warn");
+        assert_eq!(seen("debug"), "sdk-warns sdk-fails we-warn");
+        assert_eq!(seen("trace"), "sdk-warns sdk-fails we-warn we-trace");
+        assert_eq!(seen("warn,aws_config=warn"), "sdk-warns sdk-fails we-warn");
+        assert_eq!(seen("info,fuser=debug"), "sdk-warns sdk-fails a-name we-warn");
     }
 }

@@ -6,6 +6,8 @@
 
 mod assemble;
 mod client;
+#[cfg(test)]
+mod documented;
 mod failure;
 mod generate;
 mod handshake;
@@ -35,7 +37,9 @@ pub use mounted::Mounted;
 
 use crate::cli::{Cli, Command};
 use clap::Parser;
+use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// The program.
@@ -71,6 +75,22 @@ fn run(cli: Cli) -> Outcome<()> {
     }
 }
 
+/// What to type to run this program again: its name where that finds it, else its path.
+fn own_command() -> String {
+    let Ok(exe) = std::env::current_exe() else { return "smpfs".to_owned() };
+    own_command_in(&exe, std::env::var_os("PATH").unwrap_or_default())
+}
+
+fn own_command_in(exe: &Path, path: OsString) -> String {
+    let found = std::env::split_paths(&path).map(|dir| dir.join("smpfs")).find(|file| file.is_file());
+    if found.is_some_and(|file| file.canonicalize().is_ok_and(|file| file == exe)) {
+        return "smpfs".to_owned();
+    }
+    let text = exe.display().to_string();
+    let plain = text.chars().all(|c| c.is_alphanumeric() || "/._-+@".contains(c));
+    if plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
 /// Prints to standard output; a reader that has gone (`| head`) is no error.
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();
@@ -85,4 +105,28 @@ fn warn_plain(text: &str) {
 /// A warning for the user.
 fn warn(text: &str) {
     warn_plain(&format!("smpfs: warning: {text}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_names_itself_so_that_it_can_be_typed() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().canonicalize().unwrap();
+        let (ours, other) = (dir.join("my bin"), dir.join("other"));
+        for place in [&ours, &other] {
+            std::fs::create_dir(place).unwrap();
+            std::fs::write(place.join("smpfs"), "").unwrap();
+        }
+        let exe = ours.join("smpfs");
+        let name = |dirs: &[&Path]| own_command_in(&exe, std::env::join_paths(dirs).unwrap());
+        assert_eq!(name(&[Path::new("/nowhere"), &ours]), "smpfs");
+        let quoted = format!("'{}'", exe.display());
+        assert_eq!([name(&[&other, &ours]), name(&[])], [quoted.clone(), quoted], "the shell would run another one");
+        assert_eq!(own_command_in(Path::new("/opt/bin/smpfs"), OsString::new()), "/opt/bin/smpfs");
+        std::os::unix::fs::symlink(&exe, dir.join("smpfs")).unwrap();
+        assert_eq!(name(&[&dir]), "smpfs");
+    }
 }

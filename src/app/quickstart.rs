@@ -188,15 +188,17 @@ fn search_bucket(bucket: &Path) -> Outcome<()> {
 
 fn what_next(place: &Place) {
     let (bucket, mount, run) = (place.bucket.display(), place.mount.display(), place.runtime.display());
+    let smpfs = super::own_command();
     print(&format!(
         "\nTry next, in another terminal:\n\
          \x20  ls -l {mount}/study-1\n\
          \x20  cat {mount}/.smpfs/status\n\
          \x20  cp -r YOUR_STUDY {mount}/\n\
          \x20  find {bucket} -type f | head         # what a thief of the bucket gets\n\
-         \x20  smpfs status --runtime-dir {run}\n\
+         \x20  {smpfs} status --runtime-dir {run}\n\
          With a bucket of your own:\n\
-         \x20  smpfs init s3://BUCKET/PREFIX && smpfs mount s3://BUCKET/PREFIX DIR\n\n\
+         \x20  {smpfs} init s3://BUCKET/PREFIX\n\
+         \x20  {smpfs} mount s3://BUCKET/PREFIX DIR\n\n\
          Press Ctrl-C to unmount and remove all of this.\n"
     ));
 }

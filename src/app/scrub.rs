@@ -6,7 +6,7 @@ use super::logs::{self, Role};
 use super::scrub_state::State;
 use super::status::{count, size};
 use super::{harden, init, plan, secret, settings};
-use crate::cli::{CommonFlags, Exit, RecoverArgs, ScrubArgs, SecretArgs, StoreFlags};
+use crate::cli::{Exit, RecoverArgs, ScrubArgs, VolumeArgs};
 use crate::config::{Config, Value};
 use crate::crypto::sign::VerifyingKey;
 use crate::env::Env;
@@ -21,6 +21,10 @@ use std::time::{Duration, Instant};
 
 /// How often progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How progress is shown.
+const BYTES: &str = "verifying  {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {msg}";
+/// How it is shown while no contents are known.
+const NO_BYTES: &str = "verifying  {msg}";
 /// Without a terminal, a line of progress this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
@@ -31,13 +35,13 @@ struct Begun {
     runtime: tokio::runtime::Runtime,
 }
 
-fn begin(name: &str, flags: (&SecretArgs, &StoreFlags, &CommonFlags), config_file: Option<PathBuf>) -> Outcome<Begun> {
+fn begin(args: &VolumeArgs, config_file: Option<PathBuf>) -> Outcome<Begun> {
     harden::harden()?;
     let mut entries = Vec::new();
-    for pairs in [flags.0.files.pairs(), flags.1.pairs(), flags.2.pairs()] {
+    for pairs in [args.secret.files.pairs(), args.store_flags.pairs(), args.common.pairs()] {
         settings::add_flags(&mut entries, pairs)?;
     }
-    let loaded = settings::load(config_file, entries, Some(name))?;
+    let loaded = settings::load(config_file, entries, Some(&args.store))?;
     settings::stray_variables().iter().for_each(|w| super::warn(w));
     let store = plan::store(loaded.store, &loaded.config)?;
     logs::start(&loaded.config, Role::Command, Path::new("smpfs.log"))?;
@@ -69,13 +73,13 @@ impl Begun {
         })
     }
 
-    fn options(&self, jobs: u16, grace: &str, quick: bool) -> Result<scrub::Options> {
-        let grace = Duration::parse(grace).map_err(|e| Error::new(Kind::Invalid, format!("--grace: {e}")))?;
+    fn options(&self, args: &VolumeArgs, quick: bool) -> Result<scrub::Options> {
+        let grace = Duration::parse(&args.grace).map_err(|e| Error::new(Kind::Invalid, format!("--grace: {e}")))?;
         if grace < scrub::MIN_GRACE {
             return fail(Kind::Invalid, "--grace: an hour or more, so that objects on their way are left alone");
         }
         Ok(scrub::Options {
-            jobs: jobs.into(),
+            jobs: args.jobs.into(),
             memory: self.config.memory_budget.0.max(64 << 20),
             deadline: self.config.operation_timeout,
             grace,
@@ -88,12 +92,12 @@ impl Begun {
 
 /// Runs `smpfs scrub`.
 pub fn run(args: &ScrubArgs, config_file: Option<PathBuf>) -> Outcome<()> {
-    let begun = begin(&args.store, (&args.secret, &args.store_flags, &args.common), config_file)?;
+    let begun = begin(&args.volume, config_file)?;
     if args.keyless {
         return keyless(&begun, args);
     }
-    let options = begun.options(args.jobs, &args.grace, args.quick)?;
-    let unlocked = begun.unlock(args.secret.passphrase_fd)?;
+    let options = begun.options(&args.volume, args.quick)?;
+    let unlocked = begun.unlock(args.volume.secret.passphrase_fd)?;
     let state = State::open(&begun.config, &unlocked, &Env::real())?;
     if !state.ours {
         super::warn(
@@ -118,13 +122,13 @@ pub fn run(args: &ScrubArgs, config_file: Option<PathBuf>) -> Outcome<()> {
 
 /// What was done besides looking.
 #[derive(Default)]
-struct Done {
-    gc: Option<Gc>,
-    repaired: Option<Repaired>,
+pub(super) struct Done {
+    pub(super) gc: Option<Gc>,
+    pub(super) repaired: Option<Repaired>,
 }
 
 async fn whole(scrub: &Scrub, args: &ScrubArgs, state: &State, done: &mut Done) -> Result<()> {
-    let mut seen: Seen = watched(scrub.check(), || scrub.progress(), args.quiet).await?;
+    let mut seen: Seen = watched(scrub.check(), || scrub.progress(), args.volume.quiet).await?;
     if args.repair {
         let repaired = watched(scrub.repair(&mut seen), || scrub.progress(), true).await?;
         state.note(format!("scrub --repair: {} linked, {} advanced", repaired.linked.len(), repaired.advanced.len()));
@@ -144,25 +148,25 @@ async fn whole(scrub: &Scrub, args: &ScrubArgs, state: &State, done: &mut Done) 
 fn keyless(begun: &Begun, args: &ScrubArgs) -> Outcome<()> {
     let (stack, info) = begun.runtime.block_on(join::look(&begun.store, &begun.config))?;
     let owner = VerifyingKey::from_bytes(&info.owner)?;
-    let parts = PublicParts { store: stack.store.clone(), params: info.params, owner, jobs: args.jobs.into() };
+    let parts = PublicParts { store: stack.store.clone(), params: info.params, owner, jobs: args.volume.jobs.into() };
     let last = parking_lot::Mutex::new(Progress::default());
     let work = scrub::check_public(&parts, |p| *last.lock() = p);
-    let report = begun.runtime.block_on(watched(work, || *last.lock(), args.quiet))?;
+    let report = begun.runtime.block_on(watched(work, || *last.lock(), args.volume.quiet))?;
     tell(&report, &Done::default(), args)?;
     verdict(&report, &Done::default(), false)
 }
 
 /// Runs `smpfs recover`.
 pub fn recover(args: &RecoverArgs, config_file: Option<PathBuf>) -> Outcome<()> {
-    let begun = begin(&args.store, (&args.secret, &args.store_flags, &args.common), config_file)?;
-    let options = begun.options(args.jobs, &args.grace, true)?;
-    let unlocked = begun.unlock(args.secret.passphrase_fd)?;
+    let begun = begin(&args.volume, config_file)?;
+    let options = begun.options(&args.volume, true)?;
+    let unlocked = begun.unlock(args.volume.secret.passphrase_fd)?;
     let state = State::open(&begun.config, &unlocked, &Env::real())?;
     if !state.ours {
         return Err(Failure::new(Exit::Busy, "the volume is mounted on this machine: unmount it first, here and elsewhere"));
     }
     let scrub = begun.scrub(&unlocked, &state, options)?;
-    let outlook = begun.runtime.block_on(watched(scrub.outlook(), || scrub.progress(), args.quiet))?;
+    let outlook = begun.runtime.block_on(watched(scrub.outlook(), || scrub.progress(), args.volume.quiet))?;
     if outlook.is_empty() {
         super::print("Nothing to recover: every index can be read, and no file is left over.\n");
         return Ok(state.close()?);
@@ -230,19 +234,19 @@ struct Show {
 impl Show {
     fn new(quiet: bool) -> Show {
         let terminal = std::io::stderr().is_terminal();
-        let style = ProgressStyle::with_template("verifying  {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {msg}");
-        let bar = (terminal && !quiet).then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
-        });
+        let bar = (terminal && !quiet).then(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()));
         Show { lines: !terminal && !quiet, bar, last: Instant::now() }
     }
 
     fn show(&mut self, p: Progress) {
         let found = if p.finds > 0 { format!(", {}", count(p.finds, "find")) } else { String::new() };
         let what = format!("{} of {}{found}", p.files, count(p.files_seen, "file"));
+        if p == Progress::default() {
+            return; // nothing to tell yet
+        }
         if let Some(bar) = &self.bar {
+            let style = ProgressStyle::with_template(if p.bytes_seen > 0 { BYTES } else { NO_BYTES });
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_length(p.bytes_seen);
             bar.set_position(p.bytes);
             bar.set_message(what);
@@ -274,37 +278,29 @@ struct Json<'a> {
     dry_run: bool,
 }
 
+/// The report for programs: docs/JSON.md.
+pub(super) fn json(report: &Report, done: &Done, dry_run: bool) -> Outcome<String> {
+    let text = |paths: &Vec<Vec<u8>>| paths.iter().map(|p| String::from_utf8_lossy(p).into_owned()).collect();
+    super::status::json(&Json {
+        clean: report.is_clean(),
+        report,
+        deleted: done.gc.as_ref().map(|g| &g.objects[..]),
+        aborted: done.gc.as_ref().map(|g| &g.uploads[..]),
+        linked: done.repaired.as_ref().map(|r| text(&r.linked)),
+        dry_run,
+    })
+}
+
 fn tell(report: &Report, done: &Done, args: &ScrubArgs) -> Outcome<()> {
     if args.json {
-        let text = |paths: &Vec<Vec<u8>>| paths.iter().map(|p| String::from_utf8_lossy(p).into_owned()).collect();
-        let json = Json {
-            clean: report.is_clean(),
-            report,
-            deleted: done.gc.as_ref().map(|g| &g.objects[..]),
-            aborted: done.gc.as_ref().map(|g| &g.uploads[..]),
-            linked: done.repaired.as_ref().map(|r| text(&r.linked)),
-            dry_run: args.dry_run,
-        };
-        let text = serde_json::to_string_pretty(&json).map_err(|e| Error::with_source(Kind::Bug, "writing the report", e))?;
-        super::print(&(text + "\n"));
+        super::print(&json(report, done, args.dry_run)?);
         return Ok(());
     }
     let mut text = String::new();
     for f in &report.finds {
         text.push_str(&line(f));
     }
-    let c = &report.counts;
-    let (dirs, files) = (count(c.dirs, "directory").replace("directorys", "directories"), count(c.files, "file"));
-    text.push_str(&format!(
-        "{dirs}, {files} verified ({}); {} in the bucket ({}), {} too young to tell\n",
-        size(c.bytes),
-        count(c.objects, "object"),
-        size(c.object_bytes),
-        c.young
-    ));
-    if !report.steady && report.complete {
-        text.push_str("The volume changed all the time: what no index names could not be told.\n");
-    }
+    text.push_str(&summary(report, args));
     if let Some(r) = &done.repaired {
         for path in r.linked.iter().chain(&r.advanced) {
             text.push_str(&format!("mended       {}\n", shown(&String::from_utf8_lossy(path))));
@@ -321,6 +317,44 @@ fn tell(report: &Report, done: &Done, args: &ScrubArgs) -> Outcome<()> {
     }
     super::print(&text);
     Ok(())
+}
+
+/// What was looked at, and in plain words whether anything was found.
+fn summary(report: &Report, args: &ScrubArgs) -> String {
+    let c = &report.counts;
+    let objects = format!("{} ({})", count(c.objects, "object"), size(c.object_bytes));
+    let mut text = if args.keyless {
+        format!(
+            "{} of {objects} in the bucket verified without keys, {} read: signatures, and all that they cover.\n\
+             Which objects there should be, only a scrub with the passphrase can tell.\n",
+            c.files,
+            size(c.bytes)
+        )
+    } else {
+        let dirs = format!("{} in {}", count(c.dirs, "directory"), count(c.indexes, "index object"));
+        let dirs = dirs.replace("directorys", "directories");
+        let read = match args.quick {
+            true => "no contents read (--quick)".to_owned(),
+            false => format!("{} verified ({})", count(c.files, "file"), size(c.bytes)),
+        };
+        format!("{dirs}, {read}; {objects} in the bucket\n")
+    };
+    if c.young > 0 {
+        let (are, they) = if c.young == 1 { ("is", "It") } else { ("are", "They") };
+        text += &format!(
+            "{} that no index names {are} younger than {grace} (--grace) and too young to tell: a mount may be about to name it.\n\
+             {they} will be judged by a scrub that runs {grace} or more after the upload.\n",
+            count(c.young, "object"),
+            grace = args.volume.grace
+        );
+    }
+    if !report.steady && report.complete {
+        text += "The volume changed all the time: what no index names could not be told.\n";
+    }
+    if report.is_clean() && report.complete {
+        text += "Nothing wrong was found.\n";
+    }
+    text
 }
 
 fn line(f: &Find) -> String {
@@ -348,8 +382,7 @@ fn verdict(report: &Report, done: &Done, dry: bool) -> Outcome<()> {
     match left {
         0 => Ok(()),
         n => {
-            let kinds = [What::Missing, What::Corrupt, What::RolledBack, What::Index, What::Foreign, What::Orphan, What::Upload];
-            let each = kinds.iter().map(|k| (k.name(), report.count(*k))).filter(|(_, n)| *n > 0);
+            let each = What::ALL.iter().map(|k| (k.name(), report.count(*k))).filter(|(_, n)| *n > 0);
             let each: Vec<String> = each.map(|(name, n)| format!("{n} {name}")).collect();
             Err(Failure::new(Exit::Finds, format!("{} ({})", count(n, "find"), each.join(", "))))
         }

@@ -54,7 +54,7 @@ impl State {
         let audit = Audit::open(disk.clone(), "audit", id, &wrap, env, audit::Limits::default())?;
         let quarantine = Quarantine::open(disk.clone(), "quarantine", id, &wrap, env, audit::QuarantineLimits::default())?;
         let known = Arc::new(unlocked.volume.known(disk.clone(), "known", env)?);
-        let told = Told { reporter: Some(Reporter::new(audit, quarantine, env.clone())), env: env.clone() };
+        let told = Told { reporter: Some(Reporter::new(audit, quarantine, env.clone()).without_lines()), env: env.clone() };
         let memory = Arc::new(KnownMemory(known.clone()));
         Ok(State { memory, told: Arc::new(told), ours: true, known, disk, _lock: Some(lock) })
     }

@@ -13,6 +13,7 @@ use super::failure::{Failure, Outcome};
 use super::logs::LogHandle;
 use super::mounted::Mounted;
 use super::socket::{Listener, Phase, Server, Unmount, still_pending};
+use super::status::unsent;
 use crate::error::{Error, Kind, Result};
 use crate::store::temporary;
 use sd_notify::NotifyState;
@@ -223,8 +224,8 @@ async fn draining(
             },
             () = sleep_until(deadline.unwrap_or(far)) => return Err(left_behind(mounted)),
             _ = tick.tick() => {
-                let left = mounted.status().pending;
-                let line = format!("uploading: {} files, {} bytes left", left.files, left.bytes);
+                let left = unsent(&mounted.status().pending);
+                let line = if left.is_empty() { "ending: nothing is left to upload".into() } else { format!("uploading: {left} left") };
                 let more = NotifyState::ExtendTimeoutUsec((DRAIN_TICK * 4).as_micros() as u32);
                 notify(&[more, NotifyState::Status(&line), NotifyState::Watchdog]);
             }

@@ -200,6 +200,11 @@ async fn one_mount_point_has_one_process() {
     let second = Listener::bind(&world.runtime, Path::new(DIR));
     assert_eq!(second.err().map(|e| e.kind()), Some(Kind::Busy));
     assert!(Listener::bind(&world.runtime, Path::new("/mnt/other")).is_ok());
+    // What was put in the place of a lock file is named, and waited for by nobody.
+    let lock = path_of(&world.runtime, Path::new("/mnt/third")).with_extension("lock");
+    nix::unistd::mkfifo(&lock, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let refused = Listener::bind(&world.runtime, Path::new("/mnt/third")).err().unwrap().to_string();
+    assert!(refused.contains(&lock.display().to_string()), "{refused}");
     assert_eq!(world.unmount(false, None).await.0, Ok(()));
 }
 

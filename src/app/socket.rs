@@ -108,8 +108,11 @@ impl Listener {
     pub fn bind(runtime: &Path, dir: &Path) -> Result<Listener> {
         private_dir(runtime)?;
         let path = path_of(runtime, dir);
-        let lock =
-            std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path.with_extension("lock"))?;
+        let lock = path.with_extension("lock");
+        let mut how = std::fs::OpenOptions::new();
+        // A pipe in its place must not hang the mount.
+        how.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let lock = how.open(&lock).map_err(|e| Error::from(e).context(format!("opening the lock file {}", lock.display())))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
             nix::errno::Errno::EWOULDBLOCK => Error::new(
                 Kind::Busy,

@@ -39,7 +39,7 @@ pub fn run(args: &StatusArgs, config_file: Option<PathBuf>) -> Outcome<()> {
     Ok(())
 }
 
-fn json<T: serde::Serialize>(value: &T) -> Outcome<String> {
+pub(super) fn json<T: serde::Serialize>(value: &T) -> Outcome<String> {
     serde_json::to_string_pretty(value).map(|s| s + "\n").map_err(|e| Failure::new(Exit::Other, e.to_string()))
 }
 

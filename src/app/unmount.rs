@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 
 /// How long a killed process takes to let go of everything, about.
 const DYING: Duration = Duration::from_millis(500);
+/// How uploads are shown.
+const BYTES: &str = "uploading  {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left  {msg}";
+/// How they are shown when only names are left.
+const NAMES: &str = "uploading  {msg}";
 /// Without a terminal, a line of progress this often.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
@@ -72,6 +76,16 @@ fn nobody_serves(dir: &Path) -> Failure {
     }
 }
 
+/// How the bar looks and what it says, when `done` bytes have been sent. With nothing to do there is nothing to show, and names
+/// alone have no bytes to count.
+fn shown(pending: &Pending, done: u64) -> Option<(&'static str, String)> {
+    match (done + pending.bytes, pending.is_empty()) {
+        (0, true) => None,
+        (0, false) => Some((NAMES, unsent(pending))),
+        _ => Some((BYTES, count(pending.files, "file"))),
+    }
+}
+
 /// Progress on standard error: a bar on a terminal, a line now and then elsewhere.
 struct Progress {
     bar: Option<ProgressBar>,
@@ -84,22 +98,18 @@ struct Progress {
 impl Progress {
     fn new(quiet: bool) -> Progress {
         let terminal = std::io::stderr().is_terminal();
-        let style = ProgressStyle::with_template("uploading  {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left  {msg}");
-        let bar = (terminal && !quiet).then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
-        });
+        let bar = (terminal && !quiet).then(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()));
         Progress { lines: !terminal && !quiet, bar, base: None, last_line: None }
     }
 
     fn show(&mut self, pending: Pending) {
         let base = *self.base.get_or_insert(pending.sent_bytes);
         let done = pending.sent_bytes.saturating_sub(base);
-        if let Some(bar) = &self.bar {
+        if let (Some(bar), Some((template, message))) = (&self.bar, shown(&pending, done)) {
+            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_length(done + pending.bytes);
             bar.set_position(done);
-            bar.set_message(count(pending.files, "file"));
+            bar.set_message(message);
         }
         let due = self.last_line.is_none_or(|t| t.elapsed() >= LINE_EVERY);
         if self.lines && due && !pending.is_empty() {
@@ -112,5 +122,19 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_shows_bytes_where_there_are_any_names_else_and_nothing_for_nothing() {
+        let pending = |files, bytes, names| Pending { files, bytes, names, sent_bytes: 0 };
+        assert_eq!(shown(&pending(0, 0, 0), 0), None);
+        assert_eq!(shown(&pending(0, 0, 2), 0), Some((NAMES, "2 changes to names".into())));
+        assert_eq!(shown(&pending(1, 5, 2), 0), Some((BYTES, "1 file".into())));
+        assert_eq!(shown(&pending(0, 0, 0), 5), Some((BYTES, "0 files".into())), "it ends where it went to");
     }
 }

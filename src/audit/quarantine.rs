@@ -4,6 +4,7 @@
 //! Nothing here touches the bucket. Evidence is ciphertext as the store gave it, in files of its own, up to a bound; the first
 //! finds are kept, since a flood of later ones may be meant to push them out.
 
+use super::chain::rfc3339;
 use super::event::{Names, shown_key};
 use crate::crypto::secmem::SecretKey;
 use crate::disk::{Access, Disk, join};
@@ -72,6 +73,14 @@ pub struct Held {
     /// How often it was found since the mount began.
     #[serde(skip)]
     pub count: u64,
+}
+
+/// A line of the listing.
+#[derive(Serialize)]
+struct Line {
+    time: String,
+    finding: Finding,
+    evidence: Option<String>,
 }
 
 /// Totals, for status.
@@ -183,12 +192,14 @@ impl Quarantine {
         self.shared.state.lock().held.values().cloned().collect()
     }
 
-    /// The text of `.smpfs/quarantine`: a line of JSON for each find.
+    /// The text of `.smpfs/quarantine`: a line of JSON for each find, with times as the audit log has them.
     pub fn listing(&self, names: Names) -> String {
         let mut text = String::new();
-        for mut held in self.list() {
-            held.finding.object = shown_key(&held.finding.object, names);
-            if let Ok(line) = serde_json::to_string(&held) {
+        for held in self.list() {
+            let object = shown_key(&held.finding.object, names);
+            let finding = Finding { object, ..held.finding };
+            let time = rfc3339(Time { sec: held.time, nsec: 0 });
+            if let Ok(line) = serde_json::to_string(&Line { time, finding, evidence: held.evidence }) {
                 text.push_str(&line);
                 text.push('\n');
             }

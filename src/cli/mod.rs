@@ -15,11 +15,11 @@ use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
-  smpfs quickstart                                 try it, without a cloud account
-  smpfs init s3://bucket/prefix                    make a volume; prints a recovery code once
-  smpfs mount s3://bucket/prefix ~/patients        returns when the mount serves
-  smpfs status                                     every mount of yours
-  smpfs unmount ~/patients                         returns when all is in the bucket
+  smpfs quickstart                           try it, without a cloud account
+  smpfs init s3://bucket/prefix              make a volume, get a recovery code
+  smpfs mount s3://bucket/prefix ~/patients  returns when the mount serves
+  smpfs status                               every mount of yours
+  smpfs unmount ~/patients                   returns when all is in the bucket
 
 STORE is dir:///path, s3://bucket[/prefix], memory: (tests), or NAME:[/sub] of an entry in config.toml.";
 
@@ -41,7 +41,7 @@ pub struct Cli {
 
 /// [`EXAMPLES`] and the exit codes.
 fn long_help() -> String {
-    let codes: Vec<String> = Exit::ALL.iter().map(|(e, meaning)| format!("  {}  {meaning}", e.code())).collect();
+    let codes: Vec<String> = Exit::ALL.iter().map(|(e, meaning)| format!("  {:>2}  {meaning}", e.code())).collect();
     format!("{EXAMPLES}\n\nExit codes:\n{}\n\nEvery setting: docs/CONFIGURATION.md", codes.join("\n"))
 }
 
@@ -105,7 +105,7 @@ pub enum SuiteArg {
 #[command(after_help = "\
 Examples:
   smpfs init dir:///data/bucket
-  smpfs init s3://hospital-scans/volumes --mode standard --passphrase-file /etc/smpfs/pass
+  smpfs init s3://scans/v1 --mode standard --passphrase-file /etc/smpfs/pass
 
 The recovery code is printed once, on standard output. It opens the volume when the passphrase is lost: keep it on paper.")]
 pub struct InitArgs {
@@ -157,10 +157,10 @@ pub struct SecretArgs {
 Examples:
   smpfs mount s3://bucket/prefix ~/patients
   smpfs mount work-s3:/2026 /mnt/work --read-only --allow-other
-  smpfs mount dir:///data/bucket /mnt/x -o passphrase-file=/etc/smpfs/pass,cache-size=0
+  smpfs mount dir:///data/bucket /mnt/x -o cache-size=0,umask=027
   mount -t smpfs s3://bucket/prefix /mnt/p -o passphrase-file=/etc/smpfs/pass
 
-Every setting is a flag, an -o option (`_` and `-` alike), a variable SMPFS_* and a key of config.toml: docs/CONFIGURATION.md.
+Every setting is a flag, an -o option (`_` and `-` alike), a variable SMPFS_* and a key of config.toml: docs/CONFIGURATION.md. \
 `--help` shows them all, `-h` the usual ones.")]
 pub struct MountArgs {
     /// The volume: a URL, or NAME:[/sub] of an entry in config.toml
@@ -202,7 +202,7 @@ pub struct MountArgs {
 /// `smpfs unmount`.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Exits with 0 only when everything is in the bucket; with 6 when the time was over before: smpfs then goes on uploading,
+    after_help = "Exits with 0 only when everything is in the bucket; with 6 when the time was over before: smpfs then goes on uploading, \
 and `smpfs unmount DIR` waits again."
 )]
 pub struct UnmountArgs {
@@ -239,14 +239,12 @@ pub struct StatusArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  smpfs scrub s3://bucket/prefix                   read and verify everything
-  smpfs scrub s3://bucket/prefix --keyless         what can be checked without a passphrase
-  smpfs scrub s3://bucket/prefix --quick --gc      delete what nothing names and is older than a week
+  smpfs scrub s3://bucket/prefix               read and verify everything
+  smpfs scrub s3://bucket/prefix --keyless     what needs no passphrase
+  smpfs scrub s3://bucket/prefix --quick --gc  delete old objects nothing names
 
 Needs no mount, and runs beside living ones. Exits with 0 when nothing was found, with 10 when something was and is still so.")]
 pub struct ScrubArgs {
-    /// The volume: a URL, or NAME:[/sub] of an entry in config.toml
-    pub store: String,
     /// Link left-over files back that tell their place, and mend what loses nothing
     #[arg(long, conflicts_with = "keyless")]
     pub repair: bool,
@@ -259,21 +257,31 @@ pub struct ScrubArgs {
     /// With --gc: only say what would be deleted
     #[arg(long, requires = "gc")]
     pub dry_run: bool,
-    /// How old an object that no index names must be to count as left over (an hour or more)
-    #[arg(long, value_name = "TIME", default_value = "7d")]
-    pub grace: String,
     /// Read indexes and the listing only, no contents
     #[arg(long, conflicts_with = "keyless")]
     pub quick: bool,
     /// JSON for programs
     #[arg(long)]
     pub json: bool,
+    /// Volume and how it is read.
+    #[command(flatten)]
+    pub volume: VolumeArgs,
+}
+
+/// What `scrub` and `recover` have in common: a whole volume, read without a mount.
+#[derive(Args, Debug)]
+pub struct VolumeArgs {
+    /// The volume: a URL, or NAME:[/sub] of an entry in config.toml
+    pub store: String,
+    /// How old an object that no index names must be to count as left over (an hour or more)
+    #[arg(long, value_name = "TIME", default_value = "7d")]
+    pub grace: String,
+    /// Objects read at once
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: u16,
     /// No progress
     #[arg(long, short)]
     pub quiet: bool,
-    /// Objects verified at once
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub jobs: u16,
     /// Passphrase.
     #[command(flatten)]
     pub secret: SecretArgs,
@@ -288,35 +296,18 @@ pub struct ScrubArgs {
 /// `smpfs recover`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Unmount the volume everywhere first. What is lost with an index and what comes back: docs/SEMANTICS.md. Indexes that can be read are
+Unmount the volume everywhere first. What is lost with an index and what comes back: docs/SEMANTICS.md. Indexes that can be read are \
 not touched; damaged ones are kept in the quarantine of this machine before they are replaced.")]
 pub struct RecoverArgs {
-    /// The volume: a URL, or NAME:[/sub] of an entry in config.toml
-    pub store: String,
     /// Only say what would be done
     #[arg(long)]
     pub dry_run: bool,
     /// Do it without asking
     #[arg(long, short)]
     pub yes: bool,
-    /// How old a file that no index names must be to be linked into a directory that is whole
-    #[arg(long, value_name = "TIME", default_value = "7d")]
-    pub grace: String,
-    /// No progress
-    #[arg(long, short)]
-    pub quiet: bool,
-    /// Objects opened at once
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub jobs: u16,
-    /// Passphrase.
+    /// Volume and how it is read.
     #[command(flatten)]
-    pub secret: SecretArgs,
-    /// Store.
-    #[command(flatten)]
-    pub store_flags: StoreFlags,
-    /// Common.
-    #[command(flatten)]
-    pub common: CommonFlags,
+    pub volume: VolumeArgs,
 }
 
 /// `smpfs quickstart`.
@@ -353,6 +344,23 @@ mod tests {
     #[test]
     fn the_definitions_are_sound() {
         Cli::command().debug_assert();
+    }
+
+    /// Sentences are wrapped to the terminal, so they hold no line ends of their own; tables fit into 80 columns as they are.
+    #[test]
+    fn what_follows_the_options_fits_every_terminal() {
+        let cli = Cli::command();
+        for command in std::iter::once(&cli).chain(cli.get_subcommands()) {
+            let texts = [command.get_after_help(), command.get_after_long_help()].into_iter().flatten();
+            for block in texts.flat_map(|t| t.to_string().split("\n\n").map(str::to_owned).collect::<Vec<_>>()) {
+                let mut lines = block.lines();
+                if let Some(row) = lines.clone().skip(1).find(|l| l.chars().count() > 80) {
+                    panic!("too long for a terminal of 80 columns: {row}");
+                }
+                let table = lines.next().is_some_and(|first| first.ends_with(':'));
+                assert!(table || lines.next().is_none(), "a line end inside a sentence: {block}");
+            }
+        }
     }
 
     #[test]

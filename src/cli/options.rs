@@ -142,7 +142,9 @@ pub fn meaning(option: RawOption) -> Result<Meaning> {
         ("ro" | "rw", None) => Ok(Meaning::Setting("read-only".into(), Some((name == "ro").to_string()))),
         ("config", Some(path)) => Ok(Meaning::Config(path)),
         ("remount", None) => {
-            fail(Kind::Unsupported, "-o remount: smpfs cannot change a mount in place; unmount it and mount it again")
+            let what = "-o remount: smpfs changes no mount in place; unmount it and mount it again. What the kernel itself can do, read-only and \
+                        back, it does without a helper: `mount -i -o remount,ro DIR`";
+            fail(Kind::Unsupported, what)
         }
         ("sync" | "dirsync", None) => {
             fail(Kind::Unsupported, format!("-o {name}: not offered; fsync(2) and unmount return when data is in the bucket"))
@@ -191,7 +193,9 @@ mod tests {
         assert_eq!(one("allow_other").unwrap(), Meaning::Setting("allow-other".into(), None));
         assert_eq!(one("nosuid").unwrap(), Meaning::Kernel(KernelFlag::Suid(false)));
         assert_eq!(one("config=/etc/x").unwrap(), Meaning::Config("/etc/x".into()));
-        assert_eq!(one("remount").unwrap_err().kind(), Kind::Unsupported);
+        let said = one("remount").unwrap_err();
+        assert_eq!(said.kind(), Kind::Unsupported);
+        assert!(said.to_string().contains("`mount -i -o remount,ro DIR`"), "{said}");
         assert!(one("sync").is_err());
     }
 

@@ -119,6 +119,6 @@ settings! {
     ["Log"]
     "log-target" log_target: LogTarget = "auto", "Where log lines go.";
     "log-file" log_file: Option<PathBuf> = "", "File for log lines; kept below 10 MiB, one older one beside it. Sets `log-target` to `file`.";
-    "log-level" log_level: String = "info", "error, warn, info, debug or trace, or directives such as `info,smpfs::store=debug`; also SMPFS_LOG and RUST_LOG. File names appear at debug only.";
+    "log-level" log_level: String = "info", "error, warn, info, debug or trace, or directives such as `info,smpfs::store=debug`; also SMPFS_LOG and RUST_LOG. Names of files are in no line, unless a directive asks a library for more than `info` (`fuser=debug`).";
     "log-format" log_format: LogFormat = "text", "How log lines look.";
 }

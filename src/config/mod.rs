@@ -16,6 +16,7 @@ pub use suggest::nearest;
 pub use value::{Fsync, LogFormat, LogTarget, Octal, OnUnavailable, Size, Value, Verify};
 
 use crate::error::{Error, Kind, Result, fail};
+use crate::store::StoreSpec;
 use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,6 +27,9 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("SMPFS_LOG", "as `log-level`; wins over RUST_LOG"),
     ("SMPFS_BIN", "the smpfs binary that mount.smpfs calls"),
 ];
+
+/// Variables of smpfs's own tests begin like this. A program that they start need not speak of them.
+const TESTS: [&str; 2] = ["SMPFS_TEST", "SMPFS_VENV"];
 
 /// One value of one setting, and where it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,8 +90,7 @@ pub fn load(sources: Sources) -> Result<Loaded> {
     let layers = [&file.settings[..], entry.map(|e| &e.settings[..]).unwrap_or_default(), &from_environment, &sources.given];
     for given in layers.into_iter().flatten() {
         let key = Key::find(given.key).ok_or_else(|| Error::new(Kind::Bug, format!("no setting `{}`", given.key)))?;
-        (key.set)(&mut config, &given.value)
-            .map_err(|e| Error::new(Kind::Invalid, format!("{}: {}: {e}", given.origin, key.name)))?;
+        (key.set)(&mut config, &given.value).map_err(|e| Error::new(Kind::Invalid, format!("{}: {e}", place(given, key))))?;
     }
     if config.log_file.is_some() && config.log_target == LogTarget::Auto {
         config.log_target = LogTarget::File;
@@ -95,6 +98,13 @@ pub fn load(sources: Sources) -> Result<Loaded> {
     make_absolute(&mut config)?;
     check(&config)?;
     Ok(Loaded { config, store })
+}
+
+/// Where a value stands, and its setting where the place does not say that already.
+fn place(given: &Entry, key: &Key) -> String {
+    let origin = &given.origin;
+    let named = origin.trim_start_matches("-o").trim_start_matches([' ', '-']) == key.name || *origin == key.variable();
+    if named { origin.clone() } else { format!("{origin}: {}", key.name) }
 }
 
 fn read_file(sources: &Sources, dirs: &Dirs) -> Result<File> {
@@ -128,7 +138,7 @@ fn environment(variable: &dyn Fn(&str) -> Option<String>) -> Vec<Entry> {
 /// Sentences about variables that look like settings and are none: a warning each, since others may use the prefix too.
 pub fn stray_variables(names: impl Iterator<Item = String>) -> Vec<String> {
     let known: Vec<String> = KEYS.iter().map(Key::variable).chain(VARIABLES.iter().map(|(n, _)| n.to_string())).collect();
-    let stray = names.filter(|n| n.starts_with("SMPFS_") && !known.contains(n));
+    let stray = names.filter(|n| n.starts_with("SMPFS_") && !TESTS.iter().any(|t| n.starts_with(t)) && !known.contains(n));
     stray
         .map(|n| match nearest(&n, known.iter().map(String::as_str)) {
             Some(near) => format!("the variable {n} is unknown; did you mean {near}?"),
@@ -154,6 +164,12 @@ fn resolve<'f>(spec: &str, file: &'f File) -> Result<(StoreRef, Option<&'f Store
         return Ok((StoreRef { url: spec.to_owned(), below: String::new() }, None));
     }
     let Some(entry) = file.stores.get(name) else {
+        if spec.starts_with(['/', '.', '~']) {
+            return fail(
+                Kind::Invalid,
+                format!("`{spec}` is a path and no URL; a bucket in a directory is written {}", as_url(spec)),
+            );
+        }
         let near = nearest(name, file.stores.keys().map(String::as_str));
         let hint = match near {
             Some(near) => format!("did you mean `{near}:`?"),
@@ -164,6 +180,14 @@ fn resolve<'f>(spec: &str, file: &'f File) -> Result<(StoreRef, Option<&'f Store
         return fail(Kind::Invalid, format!("`{spec}` is neither a URL ({urls}) nor a configured store; {hint}"));
     };
     Ok((StoreRef { url: entry.url.clone(), below: below.trim_matches('/').to_owned() }, Some(entry)))
+}
+
+/// The URL that was probably meant by a path.
+fn as_url(path: &str) -> String {
+    match std::path::absolute(path) {
+        Ok(absolute) if !path.starts_with('~') => StoreSpec::Dir { path: absolute }.to_string(),
+        _ => "dir:///absolute/path".to_owned(),
+    }
 }
 
 const MIB: u64 = 1 << 20;

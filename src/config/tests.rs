@@ -69,6 +69,15 @@ fn entries_become_urls_and_urls_stay() {
     assert_eq!(world.load(Some("s3://bucket/prefix/"), &[]).unwrap().config.region, None);
     let said = world.load(Some("work-s4:/x"), &[]).unwrap_err().to_string();
     assert!(said.contains("did you mean `work-s3:`?"), "{said}");
+    for (path, url) in
+        [("/data/b", "dir:///data/b"), ("/a b:c", "dir:///a b:c"), ("/50%", "dir:///50%25"), ("~/b", "dir:///absolute/path")]
+    {
+        let said = world.load(Some(path), &[]).unwrap_err().to_string();
+        assert!(said.ends_with(url), "{said}");
+    }
+    let here = std::env::current_dir().unwrap();
+    let said = world.load(Some("./b"), &[]).unwrap_err().to_string();
+    assert!(said.ends_with(&format!("dir://{}/b", here.display())), "{said}");
     let said = World::new("").load(Some("x"), &[]).unwrap_err().to_string();
     assert!(said.contains("no [stores.NAME] entry"), "{said}");
 }
@@ -80,11 +89,11 @@ fn a_wrong_value_is_named_with_its_origin() {
     assert!(said.contains("config.toml, line 2: retries: `many` is not a whole number"), "{said}");
     world = World::new("");
     let said = world.load(None, &[("cache-size", "10 parsecs")]).unwrap_err().to_string();
-    assert!(said.starts_with("--cache-size: cache-size: `10 parsecs` is not a size"), "{said}");
+    assert!(said.starts_with("--cache-size: `10 parsecs` is not a size"), "{said}");
     world.environment.insert("SMPFS_FSYNC".into(), "never".into());
     let e = world.load(None, &[]).unwrap_err();
     assert_eq!(e.kind(), Kind::Invalid);
-    assert_eq!(e.to_string(), "SMPFS_FSYNC: fsync: `never` is not one of: remote, local");
+    assert_eq!(e.to_string(), "SMPFS_FSYNC: `never` is not one of: remote, local");
 }
 
 #[test]
@@ -134,7 +143,17 @@ fn log_level_comes_from_the_usual_variables() {
 
 #[test]
 fn variables_that_are_no_settings_are_pointed_out() {
-    let names = ["SMPFS_RETRIES", "SMPFS_CONFIG", "HOME", "SMPFS_MEMORY_BUGET", "SMPFS_XYZZY"].map(str::to_owned);
+    let names = [
+        "SMPFS_RETRIES",
+        "SMPFS_CONFIG",
+        "SMPFS_TEST_S3",
+        "SMPFS_TEST_S3_READER",
+        "SMPFS_VENV",
+        "HOME",
+        "SMPFS_MEMORY_BUGET",
+        "SMPFS_XYZZY",
+    ]
+    .map(str::to_owned);
     let said = stray_variables(names.into_iter());
     assert_eq!(said.len(), 2, "{said:?}");
     assert!(said[0].ends_with("did you mean SMPFS_MEMORY_BUDGET?"), "{said:?}");

@@ -204,7 +204,8 @@ impl RealDisk {
             return fail(Kind::IsDir, "a local path is a directory and should be a file");
         }
         if !meta.is_file() {
-            return fail(Kind::Denied, "a local path is not a regular file; local state uses nothing else");
+            let shown = join(&self.path.to_string_lossy(), path);
+            return fail(Kind::Denied, format!("{shown} is no regular file, and local state uses nothing else: remove it"));
         }
         Ok(file)
     }
@@ -317,9 +318,12 @@ mod tests {
             assert_eq!(disk.open("link", access).err().map(|e| e.kind()), Some(Kind::Denied));
             assert_eq!(disk.open("up/victim", access).err().map(|e| e.kind()), Some(Kind::Denied));
         }
-        for access in [Access::Write, Access::Create] {
-            assert_eq!(disk.open("pipe", access).err().map(|e| e.kind()), Some(Kind::Denied));
+        for access in [Access::Read, Access::Write, Access::Create] {
+            let e = disk.open("pipe", access).err().unwrap();
+            assert_eq!(e.kind(), Kind::Denied);
+            assert!(e.to_string().contains(&format!("{}/pipe is no regular file", disk.path.display())), "{e}");
         }
+        assert_eq!(disk.lock("pipe").err().map(|e| e.kind()), Some(Kind::Denied));
         assert_eq!(disk.make_dir("up/new").err().map(|e| e.kind()), Some(Kind::Denied));
         assert_eq!(disk.list("up").err().map(|e| e.kind()), Some(Kind::Denied));
         assert!(disk.list("").unwrap().iter().all(|e| e.kind == EntryKind::Other));

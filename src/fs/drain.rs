@@ -2,43 +2,31 @@
 
 use super::Fs;
 use super::file::File;
+use super::state::State;
 use super::status::Pending;
 use crate::error::{Error, Kind, Result};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// What is not in the bucket yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Files and bytes.
-    pub pending: Pending,
-    /// Names whose index is not written yet.
-    pub names: u64,
-}
-
-impl Progress {
-    /// Whether everything is in the bucket.
-    pub fn done(&self) -> bool {
-        self.pending.is_empty() && self.names == 0
-    }
-}
-
 impl Fs {
     /// What is not in the bucket yet.
-    pub fn progress(&self) -> Progress {
-        let st = self.state.lock();
-        let mut p = Progress { names: st.dirs.values().map(|c| c.dir.pending_count() as u64).sum(), ..Progress::default() };
-        p.names += st.unborn.len() as u64;
+    pub fn progress(&self) -> Pending {
+        self.pending(&self.state.lock())
+    }
+
+    /// The same for who holds the state.
+    pub(super) fn pending(&self, st: &State) -> Pending {
+        let names = st.dirs.values().map(|c| c.dir.pending_count() as u64).sum::<u64>() + st.unborn.len() as u64;
+        let mut p = Pending { names, sent_bytes: self.sent_bytes.load(Ordering::Relaxed), ..Pending::default() };
         for file in st.all_files() {
             let live = file.live.lock();
-            p.pending.files += live.stuck.len() as u64;
+            p.files += live.stuck.len() as u64;
             if live.dirty() {
-                p.pending.files += 1;
-                p.pending.bytes += live.unsaved_bytes.saturating_sub(live.sent_bytes);
+                p.files += 1;
+                p.bytes += live.unsaved_bytes.saturating_sub(live.sent_bytes);
             }
         }
-        p.pending.sent_bytes = self.sent_bytes.load(Ordering::Relaxed);
         p
     }
 
@@ -49,7 +37,7 @@ impl Fs {
 
     /// Returns when the bucket has everything that was acknowledged; `tell` hears how far it is. After `limit` it gives up with
     /// `Unavailable` (or the error that stands in the way); the spool keeps what is left.
-    pub async fn drain(self: &Arc<Self>, limit: Option<Duration>, tell: &(dyn Fn(Progress) + Send + Sync)) -> Result<()> {
+    pub async fn drain(self: &Arc<Self>, limit: Option<Duration>, tell: &(dyn Fn(Pending) + Send + Sync)) -> Result<()> {
         if self.opts.read_only {
             return Ok(());
         }
@@ -58,7 +46,7 @@ impl Fs {
         let result = loop {
             let p = self.progress();
             tell(p);
-            if p.done() && self.deletions.load(Ordering::Acquire) == 0 {
+            if p.is_empty() && self.deletions.load(Ordering::Acquire) == 0 {
                 break Ok(());
             }
             if limit.is_some_and(|l| started.elapsed() >= l) {
@@ -106,6 +94,6 @@ impl Fs {
 
     /// After a drain: the journal and what hangs on it are not needed any more.
     pub fn close(&self) -> Result<()> {
-        if self.opts.read_only || self.progress().done() { self.journal.destroy() } else { self.journal.sync() }
+        if self.opts.read_only || self.progress().is_empty() { self.journal.destroy() } else { self.journal.sync() }
     }
 }

@@ -34,7 +34,6 @@ mod state;
 pub mod status;
 mod upload;
 
-pub use drain::Progress;
 pub use open::{FsParts, KnownMemory, NamesHeld, Sink};
 pub use recover::Recovered;
 

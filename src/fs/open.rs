@@ -3,7 +3,7 @@
 use super::journal::{self};
 use super::recover::{Recovered, recover};
 use super::state::{DirCell, State};
-use super::status::{Fill, Health, Pending, Status};
+use super::status::{Fill, Health, Status};
 use super::{Deletion, Fs, Options};
 use crate::disk::Disk;
 use crate::env::Env;
@@ -306,25 +306,23 @@ impl Fs {
     /// Fills in what the filesystem knows of itself.
     pub fn fill_status(&self, s: &mut Status) {
         s.read_only = self.opts.read_only;
-        let left = self.progress();
-        s.pending = Pending { names: left.names, ..left.pending };
         let (used, limit) = self.spool.usage();
         s.spool = Fill { used, limit };
         s.open_files = self.handles.lock().len() as u64;
         s.conflicts.settled = self.conflicts.load(Ordering::Relaxed);
-        for file in self.state.lock().all_files() {
+        let st = self.state.lock();
+        s.pending = self.pending(&st);
+        for file in st.all_files() {
             let live = file.live.lock();
             s.conflicts.waiting += live.beaten.len() as u64 + u64::from(live.orphan.is_some());
             s.conflicts.stuck += live.stuck.len() as u64;
         }
-        if s.conflicts.stuck > 0 && s.health == Health::Ok {
-            s.health = Health::Degraded;
-        }
-        if self.stopping.load(Ordering::Acquire) {
-            s.health = Health::Draining;
-        } else if self.state.lock().files.values().any(|f| f.live.lock().error.is_some()) && s.health == Health::Ok {
-            s.health = Health::Degraded;
-        }
+        let failing = s.conflicts.stuck > 0 || st.files.values().any(|f| f.live.lock().error.is_some());
+        s.health = match s.health {
+            _ if self.stopping.load(Ordering::Acquire) => Health::Draining,
+            Health::Ok if failing => Health::Degraded,
+            other => other,
+        };
     }
 
     /// The kernel has let go of the mount without closing what was open: every handle counts as closed, every inode as forgotten.

@@ -172,7 +172,7 @@ pub(super) fn unmount(dir: &Path, lazy: bool) -> Result<()> {
 }
 
 fn busy(dir: &Path) -> String {
-    format!("{} is in use: close what uses it (`fuser -vm` lists it), or unmount with --lazy", dir.display())
+    format!("{0} is in use: close what uses it (`fuser -vm {0}` lists it), or unmount with --lazy", dir.display())
 }
 
 fn by_fusermount(dir: &Path, lazy: bool) -> Result<()> {

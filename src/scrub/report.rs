@@ -35,6 +35,19 @@ pub enum What {
 }
 
 impl What {
+    /// All of them, in the order of reports.
+    pub const ALL: [What; 9] = [
+        What::Missing,
+        What::Corrupt,
+        What::RolledBack,
+        What::Index,
+        What::Foreign,
+        What::Orphan,
+        What::Upload,
+        What::Lagging,
+        What::Frozen,
+    ];
+
     /// The word in reports.
     pub fn name(self) -> &'static str {
         match self {

@@ -148,7 +148,7 @@ fn an_upload_that_is_refused_is_reported_once_and_tried_again() {
         assert_eq!(fsync(&mount, third).unwrap_err().kind(), kind);
         mount.close(third).unwrap();
         assert!(mount.get("f").unwrap() == data(2, 2000), "the data stay");
-        assert_eq!(mount.fs.progress().pending.files, 1);
+        assert_eq!(mount.fs.progress().files, 1);
         assert!(!mount.disk.list("spool").unwrap().is_empty());
         mount.faulty.clear();
         mount.drain();

@@ -314,7 +314,7 @@ fn a_moved_file_keeps_a_name_while_the_move_is_recovered() {
             let faulty = std::sync::Arc::new(smpfs::store::layers::Faulty::new(seed));
             faulty.script_on(Some(Verb::Put), ".smpfs/d/", 1, 1_000_000, Fault::Before(smpfs::error::Kind::Unavailable));
             let mount = world.mount_with(disk.process(), quick(), faulty, 1 << 30);
-            while mount.faulty.seen(Verb::Put) < 2 && !mount.fs.progress().done() {
+            while mount.faulty.seen(Verb::Put) < 2 && !mount.fs.progress().is_empty() {
                 std::thread::sleep(std::time::Duration::from_millis(2));
             }
             let tree = world.fresh().tree();

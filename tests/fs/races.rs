@@ -289,7 +289,7 @@ fn an_object_outlives_its_unlink_until_the_index_tells_of_it() {
         mount.unlink("f").unwrap();
         hold.release();
         until("the upload landed", || mount.sink.saved.lock().len() == 2);
-        until("nobody has the file any more", || mount.fs.progress().pending.files == 0);
+        until("nobody has the file any more", || mount.fs.progress().files == 0);
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(mount.faulty.seen(Verb::Delete), 0);
         // Other machines still find the name.

@@ -192,6 +192,7 @@ fn open_files_refuse_an_unmount_and_lazy_takes_it_away() {
     let open = std::fs::File::open(mnt.join("f")).unwrap();
     let (code, _, err) = world.run(&["unmount", mnt.to_str().unwrap()]);
     assert_eq!(code, 7, "{err}");
+    assert!(err.contains(&format!("`fuser -vm {}`", mnt.display())), "{err}");
     assert_eq!(std::fs::read(mnt.join("f")).unwrap(), b"hello");
     world.ok(&["unmount", "--lazy", mnt.to_str().unwrap()]);
     assert!(!world.mounted());

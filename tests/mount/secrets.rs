@@ -67,7 +67,7 @@ fn scan(test: &str, killed: bool) {
     fs::create_dir(&world.home).unwrap();
     world.init(&[]);
     let log = world.home.join("log").display().to_string();
-    let logging = ["--log-level", "info", "--log-file", &log];
+    let logging = ["--log-level", "trace", "--log-file", &log];
     let mount = world.mount(&logging);
     work(&world);
     if killed {

@@ -137,13 +137,63 @@ async fn links_devices_and_foreign_names_are_no_objects() {
     std::os::unix::fs::symlink(&secret, root.join("link")).unwrap();
     fs::write(root.join("bad%name"), "foreign").unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
-    for key in ["link", "socket"] {
+    pipe(&root.join("pipe"));
+    for key in ["link", "socket", "pipe"] {
         assert_eq!(store.get(key, WHOLE, None).await.unwrap_err().kind(), Kind::NotFound, "{key}");
         assert_eq!(store.head(key).await.unwrap_err().kind(), Kind::NotFound, "{key}");
     }
     assert!(store.list("", None, 10).await.unwrap().items.is_empty());
     store.put("link", b("mine"), Cond::Absent).await.unwrap();
     assert_eq!(fs::read(&secret).unwrap(), b"outside", "the link was replaced, not followed");
+    store.put("pipe", b("mine"), Cond::Absent).await.unwrap();
+    assert_eq!(store.get("pipe", WHOLE, None).await.unwrap().bytes, "mine");
+}
+
+fn pipe(path: &Path) {
+    nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+}
+
+/// What should answer at once gets half a minute. A thread that hangs in an open could not be ended otherwise.
+async fn at_once<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(std::time::Duration::from_secs(30), what).await.unwrap_or_else(|_| {
+        eprintln!("the store hangs: a pipe lies in the place of one of its own files");
+        std::process::abort()
+    })
+}
+
+/// Whoever may write into the directory can put a pipe or a link in the place of every file that the store keeps for itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pipe_or_a_link_in_the_place_of_its_own_files_is_named_and_hangs_nothing() {
+    let tmp = tempfile::tempdir().unwrap();
+    let root = tmp.path().join("bucket");
+    let victim = tmp.path().join("victim");
+    fs::write(&victim, "untouched").unwrap();
+    let link = |path: &Path| std::os::unix::fs::symlink(&victim, path).unwrap();
+    for make in [&pipe as &dyn Fn(&Path), &link] {
+        let store = open(&root).await;
+        let area = root.join(".%tmp");
+        for n in 0..64 {
+            make(&area.join(format!("lock-{n:02}")));
+        }
+        let e = at_once(store.put("k", b("x"), Cond::Any)).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::Unavailable, "{e}");
+        assert!(e.to_string().contains(".%tmp/lock-") && e.to_string().contains("remove it"), "{e}");
+        assert_eq!(at_once(store.delete("k")).await.err().map(|e| e.kind()), Some(Kind::Unavailable));
+
+        let at = PartAt { number: 1, offset: 0 };
+        for own in ["data", "key", "part-1.new"] {
+            let id = store.upload_start("up").await.unwrap();
+            let path = area.join(format!("up-{}", id.0)).join(own);
+            let _ = fs::remove_file(&path);
+            make(&path);
+            let e = at_once(store.upload_part("up", &id, at, b("x"))).await.unwrap_err();
+            assert_eq!(e.kind(), Kind::Unavailable, "{own}: {e}");
+            assert!(e.to_string().contains(own), "{own}: {e}");
+            at_once(store.uploads("")).await.unwrap();
+        }
+        fs::remove_dir_all(&root).unwrap();
+    }
+    assert_eq!(fs::read(&victim).unwrap(), b"untouched");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@
 
 mod key;
 mod list;
+mod own;
 mod place;
 mod upload;
 

@@ -1,7 +1,7 @@
 //! The blocking half of the directory store: files, locks and version tags. Every function here may block.
 
 use super::super::*;
-use super::key;
+use super::{key, own};
 use crate::env::Env;
 use crate::error::Error;
 use parking_lot::Mutex;
@@ -81,13 +81,26 @@ pub(super) fn err(what: &'static str, e: io::Error) -> Error {
     Error::with_source(kind, what, e)
 }
 
+fn no_directory(root: &Path) -> Error {
+    let url = StoreSpec::Dir { path: root.to_owned() };
+    let what = format!(
+        "there is no directory {}; `smpfs init {url}` makes it and a volume in it. If there was one, its disk or share may not be mounted",
+        root.display()
+    );
+    Error::new(Kind::NotFound, what)
+}
+
 impl Place {
     /// Opens the bucket at `root`; with `create`, makes what is missing.
     pub(super) fn open(root: &Path, create: bool, durable: bool, env: Env) -> Result<Place> {
         if create {
             fs::create_dir_all(root).map_err(|e| err("making the bucket's directory", e))?;
         }
-        let meta = fs::metadata(root).map_err(|e| err("opening the bucket's directory", e).context(root.display()))?;
+        let meta = match fs::metadata(root) {
+            Ok(meta) => meta,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(no_directory(root)),
+            Err(e) => return Err(err("opening the bucket's directory", e).context(root.display())),
+        };
         if !meta.is_dir() {
             return fail(Kind::NotDir, format!("{} is not a directory", root.display()));
         }
@@ -339,8 +352,7 @@ impl Place {
     fn lock(&self, key: &Key) -> Result<File> {
         let n = key.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)) % LOCKS;
         let path = self.area.join(format!("lock-{n:02}"));
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-        let file = file.map_err(|e| err("opening a lock", e))?;
+        let file = own::open(&path, OpenOptions::new().write(true).create(true).truncate(false), "opening a lock")?;
         file.lock().map_err(|e| err("locking an object", e))?;
         Ok(file)
     }

@@ -9,6 +9,7 @@
 //! may leave a thread behind that still writes it; each attempt takes a number, and an older one never writes after a newer.
 
 use super::super::*;
+use super::own;
 use super::place::{New, Place, Wanted, err, modified};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -79,11 +80,11 @@ fn folder(place: &Place, key: &Key, id: &UploadId) -> Result<PathBuf> {
         return unknown();
     }
     let folder = place.area.join(format!("{PREFIX}{}", id.0));
-    match fs::read(folder.join("key")) {
+    match own::read(&folder.join("key"), "opening an upload") {
         Ok(k) if k == key.as_bytes() => Ok(folder),
         Ok(_) => unknown(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => unknown(),
-        Err(e) => Err(err("opening an upload", e)),
+        Err(e) if e.kind() == Kind::NotFound => unknown(),
+        Err(e) => Err(e),
     }
 }
 
@@ -95,7 +96,7 @@ fn record(part: &Part) -> String {
 fn write_file(path: &Path, text: &str, durable: bool) -> Result<()> {
     let what = "writing an upload's record";
     let temp = path.with_extension("new");
-    let mut file = File::create(&temp).map_err(|e| err(what, e))?;
+    let mut file = own::open(&temp, OpenOptions::new().write(true).create(true).truncate(true), what)?;
     file.write_all(text.as_bytes()).map_err(|e| err(what, e))?;
     if durable {
         file.sync_data().map_err(|e| err(what, e))?;
@@ -163,7 +164,7 @@ impl Place {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(err("replacing a part", e)),
         }
-        let mut file = OpenOptions::new().write(true).open(folder.join("data")).map_err(|e| err("opening an upload", e))?;
+        let mut file = own::open(&folder.join("data"), OpenOptions::new().write(true), "opening an upload")?;
         let len = write_part(&mut file, at, &mut source)?;
         if self.durable() {
             file.sync_data().map_err(|e| err("writing a part to disk", e))?;
@@ -199,14 +200,14 @@ impl Place {
         up.end(id, || {
             let folder = folder(self, key, id)?;
             for part in parts {
-                let there = fs::read_to_string(folder.join(format!("part-{}", part.at.number))).unwrap_or_default();
-                if there != record(part) {
+                let there = own::read(&folder.join(format!("part-{}", part.at.number)), "reading an upload's record");
+                if !there.is_ok_and(|t| t == record(part).as_bytes()) {
                     return fail(Kind::Invalid, format!("part {} is not the one the store holds", part.at.number));
                 }
             }
             let data = folder.join("data");
             let what = "completing an upload";
-            let file = OpenOptions::new().write(true).open(&data).map_err(|e| err(what, e))?;
+            let file = own::open(&data, OpenOptions::new().write(true), what)?;
             file.set_len(len).map_err(|e| err(what, e))?;
             let meta = self.commit(key, New { file: &file, temp: &data, keep: true }, cond, wanted)?;
             let _ = fs::remove_dir_all(&folder);
@@ -238,9 +239,9 @@ impl Place {
         for entry in listing.flatten() {
             let name = entry.file_name();
             let Some(id) = name.to_str().and_then(|n| n.strip_prefix(PREFIX)) else { continue };
-            let mut key = String::new();
             // An upload that died before its key was written has nothing to resume; `sweep` is not for it, abort is.
-            let _ = File::open(entry.path().join("key")).and_then(|mut f| f.read_to_string(&mut key));
+            let key = own::read(&entry.path().join("key"), "listing uploads").unwrap_or_default();
+            let key = String::from_utf8(key).unwrap_or_default();
             if !key.is_empty() && key.starts_with(prefix) && idle.is_none_or(|before| touched(&entry.path()) < before) {
                 out.push((key, UploadId(id.to_owned())));
             }
