@@ -7,6 +7,8 @@
 #[macro_use]
 mod world;
 
+#[path = "mount/blackhole.rs"]
+mod blackhole;
 #[path = "mount/bucket.rs"]
 mod bucket;
 #[path = "mount/commands.rs"]

@@ -219,7 +219,7 @@ impl Teller {
         };
         let net = self.stack.meter.snapshot();
         let cache = self.reader.stats();
-        s.traffic.requests = net.requests;
+        (s.traffic.requests, s.traffic.retries) = (net.requests, net.retries);
         (s.traffic.bytes_down, s.traffic.bytes_up) = (net.bytes_down, net.bytes_up);
         (s.traffic.cache_hits, s.traffic.cache_misses) = (cache.hits, cache.misses);
         s.memory = Fill { used: cache.used, limit: f.config.memory_budget.0 };

@@ -100,7 +100,8 @@ pub fn layer(base: Arc<dyn Store>, opts: &Options) -> Stack {
     let meter = Arc::new(Meter::new(opts.env.clock.clone()));
     let health = Arc::new(Health::new(opts.down_after, opts.down_pause, opts.down_pause));
     let probed = Arc::new(Probed::default());
-    let retry = Retry { tries: opts.tries, base: opts.backoff_base, cap: opts.backoff_cap, rng: opts.env.rng.clone() };
+    let (rng, counts) = (opts.env.rng.clone(), meter.clone());
+    let retry = Retry { tries: opts.tries, base: opts.backoff_base, cap: opts.backoff_cap, rng, meter: counts };
     let timeout = Timeout { operation: opts.operation_timeout, min_rate: opts.min_rate };
 
     let store: Arc<dyn Store> = Arc::new(Wrap::new(base, timeout));

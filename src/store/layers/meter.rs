@@ -12,6 +12,7 @@ pub struct Meter {
     verbs: [Count; Verb::ALL.len()],
     up: AtomicU64,
     down: AtomicU64,
+    again: AtomicU64,
     in_flight: AtomicU64,
     most_in_flight: AtomicU64,
     last_error: Mutex<Option<(i64, String)>>,
@@ -30,6 +31,8 @@ pub struct Snapshot {
     pub verbs: BTreeMap<&'static str, VerbCount>,
     /// Requests in all; each attempt counts.
     pub requests: u64,
+    /// Requests among them that repeat one that failed.
+    pub retries: u64,
     /// Errors in all. `NotFound` and `Stale` are answers, not errors.
     pub errors: u64,
     /// Bytes of content that were sent and accepted.
@@ -72,10 +75,16 @@ impl Meter {
             verbs: Default::default(),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
+            again: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             most_in_flight: AtomicU64::new(0),
             last_error: Mutex::new(None),
         }
+    }
+
+    /// A request that failed is about to be sent again.
+    pub(super) fn tried_again(&self) {
+        self.again.fetch_add(1, Relaxed);
     }
 
     /// The counts now.
@@ -83,6 +92,7 @@ impl Meter {
         let mut s = Snapshot {
             bytes_up: self.up.load(Relaxed),
             bytes_down: self.down.load(Relaxed),
+            retries: self.again.load(Relaxed),
             in_flight: self.in_flight.load(Relaxed),
             most_in_flight: self.most_in_flight.load(Relaxed),
             ..Snapshot::default()

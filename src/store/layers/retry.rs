@@ -23,6 +23,8 @@ pub struct Retry {
     pub cap: Duration,
     /// Source of the jitter.
     pub rng: Arc<dyn Rng>,
+    /// Who counts.
+    pub meter: Arc<Meter>,
 }
 
 impl Retry {
@@ -91,6 +93,7 @@ impl Around for Retry {
                 Err(e) if temporary(e.kind()) && n < self.tries => {
                     tracing::debug!(verb = op.verb.name(), attempt = n, error = %e, "store request failed, trying again");
                     tokio::time::sleep(self.pause(n)).await;
+                    self.meter.tried_again();
                     n += 1;
                 }
                 Err(e) if n > 1 && conditional => return self.settle(inner, &op, e).await,
@@ -107,8 +110,12 @@ mod tests {
     use crate::store::layers::{Fault, Faulty};
     use crate::store::memory::MemoryStore;
 
+    fn meter() -> Arc<Meter> {
+        Arc::new(Meter::new(Env::real().clock))
+    }
+
     fn retry() -> Retry {
-        Retry { tries: 4, base: Duration::from_secs(2), cap: Duration::from_secs(5), rng: Env::real().rng }
+        Retry { tries: 4, base: Duration::from_secs(2), cap: Duration::from_secs(5), rng: Env::real().rng, meter: meter() }
     }
 
     fn faulty() -> (Arc<Faulty>, Wrap<Retry>) {
@@ -131,7 +138,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn temporary_errors_are_tried_four_times_others_once() {
-        let (faulty, store) = faulty();
+        let (faulty, meter) = (Arc::new(Faulty::new(1)), meter());
+        let inner = Wrap::new(Arc::new(MemoryStore::new()), faulty.clone());
+        let store = Wrap::new(Arc::new(inner), Retry { meter: meter.clone(), ..retry() });
         faulty.script(Some(Verb::Put), 3, Fault::Before(Kind::Unavailable));
         store.put("k", body("x"), Cond::Any).await.unwrap();
         faulty.script(Some(Verb::Head), 4, Fault::Before(Kind::Unavailable));
@@ -140,6 +149,7 @@ mod tests {
         assert_eq!(store.head("k").await.unwrap_err().kind(), Kind::Denied);
         assert_eq!(faulty.seen(Verb::Put), 4);
         assert_eq!(faulty.seen(Verb::Head), 5);
+        assert_eq!(meter.snapshot().retries, 6);
     }
 
     #[tokio::test(start_paused = true)]
