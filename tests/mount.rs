@@ -17,6 +17,8 @@ mod commands;
 mod crash;
 #[path = "mount/damage.rs"]
 mod damage;
+#[path = "mount/extremes.rs"]
+mod extremes;
 #[path = "mount/failpoints.rs"]
 mod failpoints;
 #[path = "mount/links.rs"]
