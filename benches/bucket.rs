@@ -83,9 +83,32 @@ impl Mount<'_> {
         (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()) as f64 / 100.0
     }
 
+    fn status(&self) -> serde_json::Value {
+        serde_json::from_str(&std::fs::read_to_string(self.dir.join(".smpfs/status.json")).unwrap()).unwrap()
+    }
+
     fn requests(&self) -> u64 {
-        let text = std::fs::read_to_string(self.dir.join(".smpfs/status.json")).unwrap();
-        serde_json::from_str::<serde_json::Value>(&text).unwrap()["traffic"]["requests"].as_u64().unwrap()
+        self.status()["traffic"]["requests"].as_u64().unwrap()
+    }
+
+    /// Waits until everything is in the bucket.
+    fn settle(&self) {
+        let behind = |s: &serde_json::Value| ["files", "bytes", "names"].iter().any(|what| s["pending"][what] != 0);
+        while behind(&self.status()) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Requests when no more come: objects are deleted after the index that named them was written.
+    fn requests_in_the_end(&self) -> u64 {
+        let mut last = self.requests();
+        loop {
+            std::thread::sleep(Duration::from_millis(500));
+            match self.requests() {
+                now if now == last => return now,
+                now => last = now,
+            }
+        }
     }
 
     fn unmount(self) -> f64 {
@@ -129,9 +152,11 @@ fn main() {
     let bare = rt.block_on(store::open(&spec, &store::Options { create: true, ..store::Options::default() })).unwrap().store;
 
     sequential(&world, &rt, &bare, mib);
+    edits(&world);
     if files > 0 {
         random(&world, &rt);
         small_files(&world, files);
+        a_life_of_files(&world, files * 10);
         wrong_passphrase(&world);
     }
     if big > 0 {
@@ -232,6 +257,59 @@ fn sequential(world: &World, rt: &tokio::runtime::Runtime, bare: &Arc<dyn Store>
     m.unmount();
 }
 
+/// What changes of the large file move.
+fn edits(world: &World) {
+    let m = world.mount(&[]);
+    let path = m.dir.join("large");
+    let moved = |what: &str, change: &dyn Fn(&File)| {
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let before = m.status();
+        change(&file);
+        file.sync_all().unwrap();
+        let after = m.status();
+        let kib = |way: &str| {
+            let bytes = |s: &serde_json::Value| s["traffic"][way].as_u64().unwrap();
+            (bytes(&after) - bytes(&before)) as f64 / 1024.0
+        };
+        println!("{what}: {:.0} KiB up, {:.0} KiB down", kib("bytes_up"), kib("bytes_down"));
+    };
+    let len = std::fs::metadata(&path).unwrap().len();
+    moved("4 KiB written in the middle", &|f| f.write_all_at(&[7; 4096], len / 2 + 12_345).unwrap());
+    moved("4 KiB appended", &|f| f.write_all_at(&[7; 4096], len).unwrap());
+    moved("1 MiB cut off", &|f| f.set_len(len - (1 << 20)).unwrap());
+    moved("new times and permissions", &|f| f.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap());
+    moved("a new name", &|_| std::fs::rename(&path, m.dir.join("renamed")).unwrap());
+    m.unmount();
+}
+
+/// 10 000 small files are made, listed, read, renamed and deleted, each step on a new mount.
+fn a_life_of_files(world: &World, count: usize) {
+    let data = block(5);
+    let name = |m: &Mount<'_>, what: &str, i: usize| m.dir.join("life").join(format!("{what}-{i:06}"));
+    let step = |what: &str, work: &dyn Fn(&Mount<'_>)| {
+        let m = world.mount(&[]);
+        let (before, t) = (m.requests(), Instant::now());
+        work(&m);
+        let told = t.elapsed().as_secs_f64();
+        m.settle();
+        let done = t.elapsed().as_secs_f64();
+        let each = (m.requests_in_the_end() - before) as f64 / count as f64;
+        println!("{what} {count} files of 1 KiB: {told:.2} s, {done:.2} s until the bucket has it, {each:.3} requests each");
+        m.unmount();
+    };
+    step("make", &|m| {
+        std::fs::create_dir(m.dir.join("life")).unwrap();
+        (0..count).for_each(|i| std::fs::write(name(m, "made", i), &data[i..i + 1024]).unwrap());
+    });
+    step("list", &|m| {
+        let listed = std::fs::read_dir(m.dir.join("life")).unwrap().map(|e| e.unwrap().metadata().unwrap().len());
+        assert_eq!(listed.sum::<u64>(), count as u64 * 1024);
+    });
+    step("read", &|m| (0..count).for_each(|i| assert_eq!(std::fs::read(name(m, "made", i)).unwrap(), data[i..i + 1024])));
+    step("rename", &|m| (0..count).for_each(|i| std::fs::rename(name(m, "made", i), name(m, "kept", i)).unwrap()));
+    step("delete", &|m| (0..count).for_each(|i| std::fs::remove_file(name(m, "kept", i)).unwrap()));
+}
+
 /// 4 KiB reads past the page cache, of `mib` MiB, for two seconds.
 fn random_reads(path: &Path, mib: usize) -> f64 {
     let f = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
@@ -288,13 +366,7 @@ fn small_files(world: &World, files: usize) {
         std::fs::write(dir.join(format!("file-{i:05}")), &data[..10 << 10]).unwrap();
     }
     let made = t.elapsed().as_secs_f64();
-    while m.dir.join(".smpfs/status.json").exists() {
-        let text = std::fs::read_to_string(m.dir.join(".smpfs/status.json")).unwrap();
-        if serde_json::from_str::<serde_json::Value>(&text).unwrap()["pending"]["files"] == 0 {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    m.settle();
     let durable = t.elapsed().as_secs_f64();
     let requests = m.requests() - before;
     println!(
