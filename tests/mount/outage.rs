@@ -188,3 +188,39 @@ fn killed_while_the_store_is_away() {
     check(&world);
     mount.unmount();
 }
+
+/// With `fsync=local` an fsync needs no store. What it acknowledged is uploaded after the next mount, which tells how far it is.
+#[test]
+fn what_was_synced_locally_is_uploaded_after_a_kill() {
+    need_mounts!("what_was_synced_locally_is_uploaded_after_a_kill");
+    let mut world = World::dir();
+    world.init(&[]);
+    let mount = world.mount(&[&IMPATIENT[..], &["--fsync", "local"]].concat());
+    fs::create_dir(world.file("study")).unwrap();
+    hide(&world);
+    let size = 3 << 20;
+    for i in 0..6 {
+        write_durably(&world.file(&format!("study/{i}")), &noise(i, size)).unwrap();
+    }
+    mount.kill();
+    show(&world);
+    // So slow that it can be watched.
+    let mount = world.mount(&["--upload-limit", "3MiB"]);
+    let first = mount.status()["pending"].clone();
+    assert!(first["files"].as_u64().unwrap() > 0 && first["bytes"].as_u64().unwrap() > 0, "{first}");
+    let mut left = vec![first["bytes"].as_u64().unwrap()];
+    until("everything is in the bucket", || {
+        let now = mount.status()["pending"].clone();
+        left.push(now["bytes"].as_u64().unwrap());
+        now["files"] == 0 && now["names"] == 0
+    });
+    left.dedup();
+    assert!(left.len() > 3 && left.windows(2).all(|w| w[1] < w[0]), "it goes down step by step: {left:?}");
+    mount.kill();
+    world.become_another_machine("elsewhere");
+    let mount = world.mount(&["--read-only"]);
+    for i in 0..6 {
+        assert!(fs::read(world.file(&format!("study/{i}"))).unwrap() == noise(i, size), "{i}");
+    }
+    mount.unmount();
+}
