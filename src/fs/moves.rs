@@ -52,6 +52,14 @@ pub(super) fn departing(st: &mut State, id: FileId) -> Vec<Place> {
     left
 }
 
+/// Those that another write takes away than the one that brings the name in `here`: within one index object that is one step.
+pub(super) fn apart(st: &mut State, id: FileId, here: Option<DirId>) -> Vec<Place> {
+    let mut left = departing(st, id);
+    let whole = |dir: &DirId| st.dirs.get(dir).and_then(|c| c.remote.as_ref()).is_some_and(|r| r.bits == 0);
+    left.retain(|p| Some(p.0) != here || !whole(&p.0));
+    left
+}
+
 /// Whether the bucket still has an old name of an entry's file.
 pub(super) fn is_departing(st: &State, entry: &Entry) -> bool {
     let Body::File(f) = &entry.body else { return false };
@@ -102,7 +110,8 @@ impl Fs {
         let until = Instant::now() + self.opts.deadline;
         loop {
             let bell = self.committed.notified();
-            let left = departing(&mut self.state.lock(), file.id);
+            let here = file.place.lock().as_ref().map(|p| p.0);
+            let left = apart(&mut self.state.lock(), file.id, here);
             let Some(fs) = self.arc().filter(|_| !left.is_empty()) else { return Ok(()) };
             if Instant::now() > until {
                 return fail(Kind::Unavailable, "the old name of a file that was moved could not be taken away in time");
@@ -110,11 +119,10 @@ impl Fs {
             if file.live.lock().rescuing() {
                 return fail(Kind::Unavailable, "another machine took the old name of a file that is being moved");
             }
-            let here = file.place.lock().as_ref().map(|p| p.0);
             for dir in here.into_iter().chain(left.iter().map(|p| p.0)) {
                 fs.flush_dir(dir).await;
             }
-            if !departing(&mut self.state.lock(), file.id).is_empty() {
+            if !apart(&mut self.state.lock(), file.id, here).is_empty() {
                 let _ = tokio::time::timeout(Duration::from_millis(100), bell).await;
             }
         }
@@ -126,7 +134,7 @@ impl Fs {
         match st.dirs.get(&dir).and_then(|c| c.dir.get(name)).map(|e| &e.body) {
             Some(Body::File(f)) => {
                 let id = f.file_id;
-                departing(&mut st, id)
+                apart(&mut st, id, Some(dir))
             }
             _ => Vec::new(),
         }
@@ -193,6 +201,13 @@ impl Fs {
                 continue;
             }
             self.catch_entry_up(id, Some(place), &v);
+        }
+    }
+
+    /// A deletion failed: a name of the file may lead to something.
+    pub(super) fn may_live(&self, file: Option<FileId>) {
+        if let Some(id) = file {
+            self.state.lock().deleted.pop(&id);
         }
     }
 

@@ -248,7 +248,10 @@ impl Fs {
                     match this.store.delete(key).await {
                         Ok(()) => this.reprieve(key, &d.spared),
                         // It may still be carried out: the key stays out of use.
-                        Err(e) => tracing::warn!("an unneeded object could not be deleted and stays behind: {e}"),
+                        Err(e) => {
+                            this.may_live(d.file);
+                            tracing::warn!("an unneeded object could not be deleted and stays behind: {e}");
+                        }
                     }
                 }
             });

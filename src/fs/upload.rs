@@ -5,7 +5,7 @@
 
 use super::attr::with_times;
 use super::file::{File, Froze, Io, Version};
-use super::moves::departing;
+use super::moves::apart;
 use super::rescue::{Landed, Orphan};
 use super::state::State;
 use super::{Doomed, Fs};
@@ -488,7 +488,8 @@ impl Fs {
             self.settle_moves(file).await?;
             let mut io = file.io.write().await;
             let mut st = self.state.lock();
-            if !departing(&mut st, file.id).is_empty() {
+            let here = file.place.lock().as_ref().map(|p| p.0);
+            if !apart(&mut st, file.id, here).is_empty() {
                 continue;
             }
             let due = self.land(&mut st, file, &mut io, froze, (&version, object));
