@@ -18,6 +18,8 @@ mod directed;
 mod hold;
 #[path = "fs/links.rs"]
 mod links;
+#[path = "fs/moves.rs"]
+mod moves;
 #[path = "fs/props.rs"]
 mod props;
 #[path = "fs/races.rs"]

@@ -168,7 +168,7 @@ impl Fs {
             if cell.state() != state {
                 continue;
             }
-            let merged = cell.dir.merge(entries, |_| true);
+            let merged = cell.dir.merge_with(entries, |_| true, |name| remote.own(name));
             cell.remote = Some(remote);
             cell.fetched = Some(Instant::now());
             cell.merges += 1;
@@ -177,7 +177,8 @@ impl Fs {
             {
                 tracing::debug!("the journal could not note that a directory exists: {e}");
             }
-            let due = self.resolve(&mut st, id);
+            let mut due = self.resolve(&mut st, id);
+            due.extend(self.meet_removed(&mut st, id, &merged.changed));
             if again {
                 self.follow(&mut st, id, &merged.changed);
             }
@@ -206,11 +207,12 @@ impl Fs {
     fn take(&self, id: DirId, claim: &Claim, covers: impl Fn(&[u8]) -> bool + Copy) -> Option<(Vec<Taken>, Vec<Arc<Entry>>)> {
         let mut st = self.state.lock();
         let counted = id == st.links;
-        let State { dirs, unborn, .. } = &mut *st;
+        let State { dirs, unborn, files, .. } = &mut *st;
         let cell = dirs.get_mut(&id).filter(|c| c.merges == claim.merges)?;
         let ready = |e: &Entry| match &e.body {
             _ if counted && e.refs.is_empty() => false,
-            Body::File(f) => f.generation > 0,
+            // What lost its object to another machine gets one of its own first.
+            Body::File(f) => f.generation > 0 && files.get(&f.file_id).is_none_or(|f| !f.live.lock().homeless()),
             Body::Dir { dir_id, .. } => !unborn.contains(dir_id),
             _ => true,
         };
@@ -259,13 +261,17 @@ impl Fs {
         // lose names.
         let whole = |t: &&Taken| st.dirs.get(&id).is_none_or(|c| c.dir.pending_seq(&t.name) != Some(t.seq));
         let settled = batch.iter().filter(whole).filter(|t| !t.entry.as_ref().is_some_and(|e| self.is_behind(&st, e)));
-        if let Err(e) = self.journal.done(id, settled.map(|t| (t.name.as_slice(), t.seq))) {
+        // Of a name that is not pending any more, whatever was noted until now is done.
+        let until = |t: &Taken| st.dirs.get(&id).filter(|c| c.dir.pending_seq(&t.name).is_some()).map_or(st.seq, |_| t.seq);
+        if let Err(e) = self.journal.done(id, settled.map(|t| (t.name.as_slice(), until(t)))) {
             tracing::debug!("the journal could not note a commit; the names will be written again: {e}");
         }
+        drop(st);
+        self.note_arrivals(id, batch);
     }
 
     fn is_behind(&self, st: &State, e: &Entry) -> bool {
-        self.live_of(st, e).is_some_and(|f| f.live.lock().dirty())
+        self.live_of(st, e).is_some_and(|f| f.live.lock().dirty()) || super::moves::is_departing(st, e)
     }
 
     fn give_back(&self, id: DirId, batch: &[Taken], e: &Error) {

@@ -83,7 +83,7 @@ pub(super) fn marked(name: &[u8], host: &str, at: Time, n: u32) -> Vec<u8> {
     [&stem[..cut], mark.as_bytes(), extension].concat()
 }
 
-fn file_id(e: &Entry) -> Option<FileId> {
+pub(super) fn file_id(e: &Entry) -> Option<FileId> {
     match &e.body {
         Body::File(f) => Some(f.file_id),
         _ => None,
@@ -170,6 +170,10 @@ impl Fs {
             }
         }
         due.append(&mut c.after);
+        if c.moved && !stays {
+            // Where it was moved to is seen to: until that is done, a later mount has to be told.
+            return due;
+        }
         if let Err(e) = self.journal.done(dir, [(c.name.as_slice(), c.seq)]) {
             tracing::debug!("the journal could not note a conflict; it is met again after a crash: {e}");
         }

@@ -4,12 +4,48 @@ use super::Fs;
 use super::file::File;
 use super::state::State;
 use super::status::Pending;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, fail};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 impl Fs {
+    /// Whether the spool may get room soon: an upload is queued or under way, or its name is.
+    pub(super) fn uploading(&self) -> bool {
+        let names = || self.state.lock().dirs.values().any(|c| c.dir.has_pending());
+        self.upload_slots.available_permits() < self.opts.uploads || names()
+    }
+
+    /// Waits while too many files have unsent data.
+    pub(super) async fn wait_for_room(&self) -> Result<()> {
+        let until = Instant::now() + self.opts.deadline;
+        loop {
+            let bell = self.uploaded.notified();
+            if self.state.lock().files.len() < self.opts.max_dirty_files {
+                return Ok(());
+            }
+            self.save_closed();
+            if Instant::now() > until {
+                return fail(Kind::NoSpace, "too many files wait to be uploaded; the store does not keep up");
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(200), bell).await;
+            // Open files alone may exceed the bound: they are limited by the process that holds them.
+            if self.state.lock().files.values().all(|f| f.opens.load(Ordering::Acquire) > 0) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Queues every closed file that is behind.
+    pub(super) fn save_closed(&self) {
+        let files: Vec<Arc<File>> = self.state.lock().files.values().cloned().collect();
+        for file in files {
+            if file.opens.load(Ordering::Acquire) == 0 {
+                self.save_soon(&file);
+            }
+        }
+    }
+
     /// What is not in the bucket yet.
     pub fn progress(&self) -> Pending {
         self.pending(&self.state.lock())
@@ -43,6 +79,7 @@ impl Fs {
         }
         let started = Instant::now();
         self.hurry.store(true, Ordering::Release);
+        self.end_lag().await;
         let result = loop {
             let p = self.progress();
             tell(p);

@@ -239,6 +239,11 @@ impl Live {
     pub fn rescuing(&self) -> bool {
         self.orphan.is_some() || !self.beaten.is_empty()
     }
+
+    /// It has a name here, and another machine owns the object that it would lead to.
+    pub fn homeless(&self) -> bool {
+        self.orphan.as_ref().is_some_and(|o| o.named) || self.beaten.iter().any(|b| b.named)
+    }
 }
 
 /// One file in use.

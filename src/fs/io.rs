@@ -161,6 +161,7 @@ impl Fs {
                 }
                 io.version = Some(Version::of(&object));
                 if io.is_clean() {
+                    self.note_lag(file, &Version::of(&object));
                     io.size = object.size();
                     file.live.lock().size = object.size();
                 }

@@ -54,6 +54,13 @@ pub struct Line {
     pub seen: Vec<Seen>,
 }
 
+impl Line {
+    /// Whether the bucket held the entry when the line was noted.
+    fn is_settled(&self) -> bool {
+        self.entry.is_some() && self.seen.first() == Some(&self.entry)
+    }
+}
+
 /// A state of a name in the bucket.
 pub type Seen = Option<Arc<Entry>>;
 
@@ -356,8 +363,9 @@ impl Replayed {
                     *last = seq;
                     std::mem::swap(kept, &mut line);
                 }
-                // A line that does not know keeps that: nothing can be told then.
-                if !kept.seen.is_empty() {
+                // A line that does not know keeps that: nothing can be told then. One that was in the bucket when it was noted needs no
+                // older states: they are history.
+                if !kept.seen.is_empty() && !kept.is_settled() {
                     kept.seen.extend(line.seen.drain(..).chain([line.entry]).filter(in_bucket));
                     kept.seen.truncate(MAX_SEEN);
                 }

@@ -5,7 +5,7 @@
 //! - Changes of names show at once, are noted in the journal (`journal.rs`), and reach the bucket in groups (`commit.rs`);
 //!   `settle.rs` waits for them.
 //! - Contents go to the spool and are uploaded by `upload.rs`; `file.rs` draws the states.
-//! - What two machines changed at once is settled by `conflict.rs` (names) and `rescue.rs` (contents);
+//! - What two machines changed at once is settled by `conflict.rs` (names), `moves.rs` (names that move) and `rescue.rs` (contents);
 //!   how old what is shown may be, by `fresh.rs`.
 //! - `recover.rs` puts back what an earlier mount left; `drain.rs` waits until the bucket has everything.
 //!
@@ -23,6 +23,7 @@ mod io;
 mod journal;
 mod links;
 mod list;
+mod moves;
 mod names;
 mod open;
 mod ops;
@@ -162,6 +163,7 @@ struct Fate {
 pub(crate) struct Doomed {
     keys: Vec<String>,
     index: bool,
+    file: Option<FileId>,
     /// Set when the deletion is called off: see `conflict.rs`.
     spared: Arc<AtomicBool>,
     to: tokio::sync::mpsc::UnboundedSender<Deletion>,
@@ -173,6 +175,8 @@ pub(crate) struct Deletion {
     keys: Vec<String>,
     /// Index objects, which local state forgets first.
     index: bool,
+    /// The file whose object it is.
+    file: Option<FileId>,
     spared: Arc<AtomicBool>,
     counted: Counted,
 }
@@ -187,15 +191,15 @@ impl Drop for Counted {
 }
 
 impl Doomed {
-    pub(crate) fn object(fs: &Fs, key: String) -> Doomed {
-        Doomed::new(fs, vec![key], false)
+    pub(crate) fn object(fs: &Fs, file: FileId, key: String) -> Doomed {
+        Doomed::new(fs, vec![key], Some(file))
     }
 
     pub(crate) fn index(fs: &Fs, dir: DirId, remote: &Remote) -> Doomed {
-        Doomed::new(fs, fs.index.keys_of(dir, remote), true)
+        Doomed::new(fs, fs.index.keys_of(dir, remote), None)
     }
 
-    fn new(fs: &Fs, keys: Vec<String>, index: bool) -> Doomed {
+    fn new(fs: &Fs, keys: Vec<String>, file: Option<FileId>) -> Doomed {
         let first = keys.first().cloned().unwrap_or_default();
         let spared = {
             let mut doomed = fs.doomed.lock();
@@ -203,7 +207,7 @@ impl Doomed {
             fate.deletions += 1;
             fate.spared.clone()
         };
-        Doomed { keys, index, spared, to: fs.deleter.clone(), count: fs.deletions.clone() }
+        Doomed { keys, index: file.is_none(), file, spared, to: fs.deleter.clone(), count: fs.deletions.clone() }
     }
 
     /// Nothing is deleted after all.
@@ -221,7 +225,7 @@ impl Drop for Doomed {
         self.count.fetch_add(1, Ordering::AcqRel);
         let counted = Counted(self.count.clone());
         let (keys, spared) = (std::mem::take(&mut self.keys), self.spared.clone());
-        let _ = self.to.send(Deletion { keys, index: self.index, spared, counted });
+        let _ = self.to.send(Deletion { keys, index: self.index, file: self.file, spared, counted });
     }
 }
 
@@ -247,6 +251,8 @@ pub struct Fs {
     /// Keys of file objects that are to be deleted, until the store has said that they are. A deletion whose answer was lost is
     /// repeated: no new object may have such a key.
     doomed: parking_lot::Mutex<HashMap<String, Fate>>,
+    /// Files that were found newer than their entries.
+    lagging: parking_lot::Mutex<lru::LruCache<FileId, (state::Place, file::Version)>>,
     /// The last look at a directory found the store away: nobody waits for the next.
     away: AtomicBool,
     /// Conflicts with other machines that were settled.
@@ -305,7 +311,7 @@ impl Fs {
     }
 
     /// Notes changes in the journal, under the number that the next [`Fs::apply_journalled`] takes.
-    fn journal_only(&self, st: &mut State, ops: &[Noted]) -> Result<()> {
+    fn journal_only(&self, st: &State, ops: &[Noted]) -> Result<()> {
         let mut lines = Vec::with_capacity(ops.len());
         for (dir, name, entry) in ops {
             let cell = st.dirs.get(dir).ok_or_else(|| Error::new(Kind::Stale, "unknown directory"))?;
@@ -354,7 +360,16 @@ impl Fs {
             (Some(old), Some(new)) => crate::tree::merge::same(old, new),
             (old, _) => old.is_none() || !change.wait.is_empty(),
         };
-        let tokens = if stays { Vec::new() } else { cell.dir.carried(name) };
+        if stays {
+            return;
+        }
+        let (tokens, file) = (cell.dir.carried(name), cell.dir.get(name).and_then(|e| conflict::file_id(e)));
+        let old = file.map_or_else(Vec::new, |id| moves::departing(st, id));
+        for (dir, name) in old.iter().filter(|p| (p.0, &p.1[..]) != (dir, name)) {
+            if let Some(cell) = st.dirs.get_mut(dir) {
+                change.after = cell.dir.end_of_move_from(name, std::mem::take(&mut change.after));
+            }
+        }
         if tokens.is_empty() {
             return;
         }

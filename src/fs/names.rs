@@ -275,8 +275,9 @@ impl Fs {
         let ino = st.unplace(dir, &entry.name, entry);
         match &entry.body {
             Body::File(f) => {
-                if f.generation > 0 {
-                    let doomed = Arc::new(Doomed::object(self, f.object_key()));
+                // What another machine is moving has a second name for a moment: the object is that one's.
+                if f.generation > 0 && !self.named_elsewhere(st, f.file_id, (dir, &entry.name)) {
+                    let doomed = Arc::new(Doomed::object(self, f.file_id, f.object_key()));
                     if let Some(n) = ino.and_then(|i| st.nodes.get_mut(&i)) {
                         n.guards.push(Box::new(doomed.clone()));
                     }

@@ -179,6 +179,7 @@ impl Fs {
             deleter,
             deletions: Arc::default(),
             doomed: parking_lot::Mutex::default(),
+            lagging: parking_lot::Mutex::new(lru::LruCache::new(super::state::RENAMED)),
             conflicts: AtomicU64::new(0),
             away: AtomicBool::new(false),
             kicked: parking_lot::Mutex::default(),
@@ -237,7 +238,7 @@ impl Fs {
                 let _slot = slot;
                 let _counted = d.counted;
                 for key in &d.keys {
-                    if d.spared.load(Ordering::Acquire) {
+                    if !this.deletes(d.file, &d.spared) {
                         return;
                     }
                     if d.index
@@ -251,7 +252,10 @@ impl Fs {
                     match deleted {
                         Ok(()) => this.reprieve(key, &d.spared),
                         // It may still be carried out: the key stays out of use.
-                        Err(e) => tracing::warn!("an unneeded object could not be deleted and stays behind: {e}"),
+                        Err(e) => {
+                            this.may_live(d.file);
+                            tracing::warn!("an unneeded object could not be deleted and stays behind: {e}");
+                        }
                     }
                 }
             });
@@ -277,8 +281,9 @@ impl Fs {
     fn journal_lines(&self, st: &State) -> Vec<(u64, journal::Line)> {
         let mut lines = Vec::new();
         for (id, cell) in st.dirs.iter().filter(|(_, c)| !c.dead) {
-            let behind =
+            let dirty =
                 |e: &Entry| matches!(&e.body, Body::File(f) if st.files.get(&f.file_id).is_some_and(|f| f.live.lock().dirty()));
+            let behind = |e: &Entry| dirty(e) || super::moves::is_departing(st, e);
             for u in cell.dir.unsettled(behind) {
                 let line = st.line(*id, cell, u.name, u.entry, None);
                 lines.push((u.seq.unwrap_or(st.seq), journal::Line { delta: u.delta, left: u.left, ..line }));

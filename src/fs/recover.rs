@@ -146,6 +146,9 @@ fn put_names(st: &mut State, replayed: &Replayed) -> HashMap<FileId, Place> {
         dir.set(&line.name, *seq, change);
         dir.recall(&line.name, &line.seen, moved);
         let place = (line.dir, line.name.clone());
+        if let Some(e) = line.seen.first().and_then(|b| b.as_deref()).filter(|_| moved) {
+            super::moves::departs(st, e, &place);
+        }
         match line.entry.as_deref().map(|e| &e.body) {
             Some(Body::File(f)) => {
                 st.renamed.put(f.file_id, place.clone());

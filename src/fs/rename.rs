@@ -2,6 +2,7 @@
 
 use super::Fs;
 use super::links::Step;
+use super::moves::departs;
 use super::names::has_room;
 use super::state::State;
 use crate::error::{Kind, Result, fail};
@@ -109,6 +110,7 @@ impl Fs {
         let places = [(m.from, m.name.to_vec()), (m.to, m.newname.to_vec())];
         let due = self.perform(st, steps, |st, steps| {
             st.replace(&places[0], &places[1]);
+            departs(st, entry, &places[0]);
             if let Some(moved) = &steps[1].change.entry {
                 self.moved(st, moved, places[1].0);
                 remember(st, moved, places[1].0);
@@ -131,6 +133,8 @@ impl Fs {
         let places = [(m.from, m.name.to_vec()), (m.to, m.newname.to_vec())];
         let due = self.perform(st, steps, |st, steps| {
             st.swap(&places[0], &places[1]);
+            departs(st, entry, &places[0]);
+            departs(st, there, &places[1]);
             for (i, place) in places.iter().enumerate() {
                 if let Some(moved) = &steps[i].change.entry {
                     self.moved(st, moved, place.0);

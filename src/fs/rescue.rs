@@ -13,7 +13,7 @@
 
 use super::conflict::{ConflictKind, renamed};
 use super::file::{File, Io, Version};
-use super::state::State;
+use super::state::{Place, State};
 use super::{Fs, Noted};
 use crate::crypto::secmem::SecretKey;
 use crate::error::{Error, Kind, Result, fail};
@@ -72,7 +72,7 @@ pub struct Orphan {
 pub struct Beaten {
     kind: ConflictKind,
     /// See [`Orphan::named`].
-    named: bool,
+    pub(super) named: bool,
     dir: DirId,
     entry: Arc<Entry>,
     /// The uppermost first.
@@ -249,15 +249,15 @@ impl Fs {
         live.beaten.push(Arc::new(Beaten { kind, named, dir, entry, layers, logs, version, below, winner, size, times }));
         drop(live);
         self.forget_pages(file);
-        self.catch_entry_up(file, &won);
+        let place = file.place.lock().clone();
+        self.catch_entry_up(file.id, place, &won);
     }
 
     /// The bucket has a version that no index names, as far as this machine can see, and whoever uploaded it may never name it.
-    fn catch_entry_up(&self, file: &File, v: &Version) {
+    pub(super) fn catch_entry_up(&self, id: FileId, place: Option<Place>, v: &Version) {
         let mut st = self.state.lock();
-        let place = file.place.lock().clone();
         let shown = place.and_then(|(d, n)| Some((d, st.dirs.get(&d)?.dir.get(&n)?.clone())));
-        let older = |e: &Entry| matches!(&e.body, Body::File(f) if f.file_id == file.id && f.generation < v.generation);
+        let older = |e: &Entry| matches!(&e.body, Body::File(f) if f.file_id == id && f.generation < v.generation);
         let Some((dir, entry)) = shown.filter(|(_, e)| older(e)) else { return };
         let entry = Arc::new(v.named_by(&entry));
         let name = entry.name.clone();
@@ -343,7 +343,7 @@ impl Fs {
         let Some(place) = file.place.lock().clone().filter(|_| !file.live.lock().unlinked) else { return false };
         let shown = st.dirs.get(&place.0).filter(|c| c.dir.is_loaded()).map(|c| c.dir.get(&place.1));
         let named = shown.is_none_or(|e| match e.map(|e| &e.body) {
-            Some(Body::File(f)) => f.file_id == file.id,
+            Some(Body::File(f)) => f.file_id == file.id && !st.deleted.contains(&file.id),
             // It has got another name, and moves into the links directory any moment.
             Some(Body::Link(l)) => l.id == link_id(&file.id),
             _ => false,
@@ -359,10 +359,11 @@ impl Fs {
     /// Looks in the bucket what has become of a file's name.
     pub(super) async fn name_again(&self, file: &File) -> Result<()> {
         let place = file.place.lock().clone();
-        match place {
-            Some((dir, _)) => self.reload(dir).await,
-            None => Ok(()),
+        let left = super::moves::departing(&mut self.state.lock(), file.id);
+        for (dir, _) in left.into_iter().chain(place) {
+            self.reload(dir).await?;
         }
+        Ok(())
     }
 
     /// The file's object, as long as it is this machine's version or the one below it. `None` when it is gone.
@@ -409,9 +410,12 @@ impl Fs {
                     drop(self.take_name_away(&b));
                 }
                 Err(e) if hopeless(&e) => {
-                    let mut live = file.live.lock();
-                    let b = live.beaten.remove(0);
-                    live.stuck.push(b);
+                    {
+                        let mut live = file.live.lock();
+                        let b = live.beaten.remove(0);
+                        live.stuck.push(b);
+                    }
+                    drop(self.take_name_away(&b));
                     self.sink.trouble(&e);
                     self.tell_conflict(ConflictKind::Stuck, Some(file.id), None);
                 }
@@ -538,7 +542,7 @@ impl Fs {
             });
             let e = Arc::new(e);
             let line: Noted = (dir, name.clone(), Some(e.clone()));
-            self.journal_only(&mut st, std::slice::from_ref(&line))?;
+            self.journal_only(&st, std::slice::from_ref(&line))?;
             let after: Vec<crate::tree::dir::Guard> = vec![Box::new(DestroyLogs(b.logs.clone()))];
             let due =
                 self.apply_journalled(&mut st, vec![(dir, name.clone(), Change { entry: Some(e), after, ..Change::default() })]);

@@ -29,6 +29,11 @@ impl Fs {
             }
         }
         self.settle_one(dir, name).await?;
+        // Another machine may take the old name of what was moved away, and the object with it.
+        let old = name.map_or_else(Vec::new, |n| self.old_names(dir, n));
+        for (dir, name) in old {
+            self.settle_one(dir, Some(&name)).await?;
+        }
         // Up to the root: that a parent names the directory is worth nothing while nobody names the parent.
         let mut at = dir;
         for _ in 0..4096 {

@@ -132,6 +132,10 @@ pub struct State {
     pub coming: HashMap<Vec<u8>, Vec<Arc<MoveToken>>>,
     /// Where this machine renamed files to of late: another one may have renamed them too.
     pub renamed: lru::LruCache<FileId, Place>,
+    /// Old names of files that this machine moves: see `moves.rs`.
+    pub departing: HashMap<FileId, Vec<Place>>,
+    /// Files whose objects this machine deleted of late.
+    pub deleted: lru::LruCache<FileId, ()>,
     /// Versions of this machine that no index may name, because another one had taken the file's name away by then.
     pub unnamed: lru::LruCache<FileId, Version>,
     /// Layers that landed.
@@ -188,6 +192,8 @@ impl State {
             links,
             coming: HashMap::new(),
             renamed: lru::LruCache::new(RENAMED),
+            departing: HashMap::new(),
+            deleted: lru::LruCache::new(RENAMED),
             unnamed: lru::LruCache::new(RENAMED),
             landing: Landing::default(),
             seq: 0,

@@ -4,7 +4,8 @@
 //! as the mount lives; its data stays in the spool. Whoever waits (fsync, unmount) is told.
 
 use super::attr::with_times;
-use super::file::{File, Froze, Version};
+use super::file::{File, Froze, Io, Version};
+use super::moves::apart;
 use super::rescue::{Landed, Orphan};
 use super::state::State;
 use super::{Doomed, Fs};
@@ -17,7 +18,7 @@ use crate::format::names::readable_key;
 use crate::format::segment::SegmentBuffer;
 use crate::read::{Ask, ObjectParts, OpenObject, Reader};
 use crate::store::{Cond, Span, UploadId, temporary};
-use crate::tree::dir::Change;
+use crate::tree::dir::{Change, Guard};
 use crate::types::{DirId, FileId, Hash, Mode, Time};
 use crate::write::layer::Layer;
 use crate::write::plan::{Old, SegPlan, segments};
@@ -108,42 +109,6 @@ enum Saved {
 }
 
 impl Fs {
-    /// Whether the spool may get room soon: an upload is queued or under way, or its name is.
-    pub(super) fn uploading(&self) -> bool {
-        let names = || self.state.lock().dirs.values().any(|c| c.dir.has_pending());
-        self.upload_slots.available_permits() < self.opts.uploads || names()
-    }
-
-    /// Waits while too many files have unsent data.
-    pub(super) async fn wait_for_room(&self) -> Result<()> {
-        let until = Instant::now() + self.opts.deadline;
-        loop {
-            let bell = self.uploaded.notified();
-            if self.state.lock().files.len() < self.opts.max_dirty_files {
-                return Ok(());
-            }
-            self.save_closed();
-            if Instant::now() > until {
-                return fail(Kind::NoSpace, "too many files wait to be uploaded; the store does not keep up");
-            }
-            let _ = tokio::time::timeout(Duration::from_millis(200), bell).await;
-            // Open files alone may exceed the bound: they are limited by the process that holds them.
-            if self.state.lock().files.values().all(|f| f.opens.load(Ordering::Acquire) > 0) {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Queues every closed file that is behind.
-    pub(super) fn save_closed(&self) {
-        let files: Vec<Arc<File>> = self.state.lock().files.values().cloned().collect();
-        for file in files {
-            if file.opens.load(Ordering::Acquire) == 0 {
-                self.save_soon(&file);
-            }
-        }
-    }
-
     /// Queues a file that is behind.
     pub(super) fn save_soon(&self, file: &Arc<File>) {
         {
@@ -515,48 +480,53 @@ impl Fs {
     /// The bucket has a version: it becomes what the layers lie on, and the index is told.
     async fn settled(&self, file: &Arc<File>, froze: Froze, object: Arc<OpenObject>) -> Result<()> {
         let version = Version::of(&object);
-        let place = file.place.lock().clone();
-        if let Some((dir, _)) = place {
-            // The entry must be in sight; after a failure here the next try finds the version landed.
-            self.load_dir(dir).await?;
-        }
-        let guard = {
+        loop {
+            let place = file.place.lock().clone();
+            if let Some((dir, _)) = place {
+                // The entry must be in sight; after a failure here the next try finds the version landed.
+                self.load_dir(dir).await?;
+            }
+            // Another machine may take an old name away, and the object with it: the layers are needed until then.
+            self.settle_moves(file).await?;
             let mut io = file.io.write().await;
-            let guard = Landed::new(io.frozen.take());
-            io.version = Some(version.clone());
-            io.object = Some(object);
+            let mut st = self.state.lock();
+            let here = file.place.lock().as_ref().map(|p| p.0);
+            if !apart(&mut st, file.id, here).is_empty() {
+                continue;
+            }
+            let due = self.land(&mut st, file, &mut io, froze, (&version, object));
+            drop(st);
+            drop(io);
+            drop(due);
+            self.sink.saved(file.id, version.generation);
+            return Ok(());
+        }
+    }
+
+    fn land(&self, st: &mut State, file: &Arc<File>, io: &mut Io, froze: Froze, now: (&Version, Arc<OpenObject>)) -> Vec<Guard> {
+        let (version, object) = now;
+        let guard = Landed::new(io.frozen.take());
+        io.version = Some(version.clone());
+        io.object = Some(object);
+        {
             let mut live = file.live.lock();
             live.unsaved_bytes = io.active.bytes();
             live.forget_intents();
-            // Before the index can name the version: a later mount must know that it is ours.
-            if let Err(e) = io.active.rebase(&self.spool, &version.head()) {
-                tracing::warn!("the spool could not note a version: {e}");
-            }
-            guard
-        };
+        }
+        // Before the index can name the version: a later mount must know that it is ours.
+        if let Err(e) = io.active.rebase(&self.spool, &version.head()) {
+            tracing::warn!("the spool could not note a version: {e}");
+        }
         reach("version-noted");
-        let due = {
-            let mut st = self.state.lock();
-            let due = self.point_entry(&mut st, file, froze, &version, guard);
-            // Not a moment before the entry is pending: whoever waits for both would see neither.
-            let mut live = file.live.lock();
-            (live.saved, live.unborn) = (froze.changes, false);
-            due
-        };
-        drop(due);
-        self.sink.saved(file.id, version.generation);
-        Ok(())
+        let due = self.point_entry(st, file, froze, version, guard);
+        // Not a moment before the entry is pending: whoever waits for both would see neither.
+        let mut live = file.live.lock();
+        (live.saved, live.unborn) = (froze.changes, false);
+        due
     }
 
     /// Makes the entry of a file name its new version. The spool's logs go when the index has it.
-    fn point_entry(
-        &self,
-        st: &mut State,
-        file: &Arc<File>,
-        froze: Froze,
-        v: &Version,
-        guard: Landed,
-    ) -> Vec<crate::tree::dir::Guard> {
+    fn point_entry(&self, st: &mut State, file: &Arc<File>, froze: Froze, v: &Version, guard: Landed) -> Vec<Guard> {
         guard.layer().into_iter().for_each(|layer| st.landing.put(file.id, layer));
         let place = file.place.lock().clone();
         let entry = place.as_ref().and_then(|(d, n)| st.dirs.get(d)?.dir.get(n).cloned());
@@ -566,7 +536,7 @@ impl Fs {
                 // While it was on its way: nothing will ever name the object, but who has the file open still reads it. An older
                 // version is what the index may still name: it goes with that.
                 if file.live.lock().nameless {
-                    file.guards.lock().push(Box::new(Doomed::object(self, v.key.clone())));
+                    file.guards.lock().push(Box::new(Doomed::object(self, file.id, v.key.clone())));
                 }
                 return vec![Box::new(guard)];
             }

@@ -396,22 +396,6 @@ impl Dir {
         self.pending.get(name).map(|p| p.carry.clone()).unwrap_or_default()
     }
 
-    /// What was moved is gone for good: the old name that waits for one of the tokens is a removal like any other from now on, and
-    /// takes `guards` over. They come back when no name here waits.
-    pub fn end_of_move(&mut self, tokens: &[Arc<MoveToken>], guards: Vec<Guard>) -> Vec<Guard> {
-        let waits = |p: &&mut Pending| p.wait.iter().any(|w| tokens.iter().any(|t| Arc::ptr_eq(t, w)));
-        let mut guards = Some(guards);
-        for p in self.pending.values_mut().filter(waits) {
-            (p.moved, p.off) = (false, None);
-            if p.base.is_some()
-                && let Some(g) = guards.take()
-            {
-                p.after.extend(g);
-            }
-        }
-        guards.unwrap_or_default()
-    }
-
     /// Takes the arrival tokens off a pending name, for a rename that goes on from there.
     pub fn release_carry(&mut self, name: &[u8]) -> Vec<Arc<MoveToken>> {
         self.pending.get_mut(name).map(|p| std::mem::take(&mut p.carry)).unwrap_or_default()

@@ -28,6 +28,9 @@ const MAX_BITS: u8 = 12;
 const EPOCH_STEP: u32 = 1 << 24;
 /// A head that is written anew has a generation so far above all that is known: no machine has seen a higher one.
 const REBUILD_STEP: u64 = 1 << 32;
+/// Index objects whose last writes had no answer that are remembered, and writes of each.
+const UNHEARD: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(4095);
+const TRIED: usize = 16;
 /// Index objects in flight at once for one directory.
 const AT_ONCE: usize = 16;
 
@@ -56,6 +59,8 @@ pub struct Version {
     pub hash: Hash,
     /// The store's tag.
     pub etag: ETag,
+    /// This machine's last write of the object, whose outcome it did not hear, is this version or the one before.
+    pub own: bool,
 }
 
 /// A directory's index objects in the bucket.
@@ -77,6 +82,14 @@ impl Remote {
     /// The shard of a name.
     pub fn shard_of(&self, name: &[u8]) -> u32 {
         crate::format::index::shard_of(name, self.bits)
+    }
+
+    /// See [`Version::own`], for the object that holds a name.
+    pub fn own(&self, name: &[u8]) -> bool {
+        match self.bits {
+            0 => self.head.own,
+            _ => self.shards.get(self.shard_of(name) as usize).is_some_and(|v| v.own),
+        }
     }
 
     /// Number of objects that hold entries.
@@ -114,6 +127,8 @@ pub struct IndexIo {
     keys: Arc<VolumeKeys>,
     memory: Arc<dyn Memory>,
     env: Env,
+    /// By key: hashes of what was written and not answered, or refused after it was tried more than once.
+    unheard: parking_lot::Mutex<lru::LruCache<String, Vec<Hash>>>,
 }
 
 fn dir_ref(id: DirId, key: &SecretKey) -> DirRef {
@@ -123,7 +138,7 @@ fn dir_ref(id: DirId, key: &SecretKey) -> DirRef {
 impl IndexIo {
     /// Index objects in `store`.
     pub fn new(store: Arc<dyn Store>, caps: Capability, keys: Arc<VolumeKeys>, memory: Arc<dyn Memory>, env: Env) -> IndexIo {
-        IndexIo { store, caps, keys, memory, env }
+        IndexIo { store, caps, keys, memory, env, unheard: parking_lot::Mutex::new(lru::LruCache::new(UNHEARD)) }
     }
 
     /// Keys of a directory's index objects.
@@ -176,7 +191,8 @@ impl IndexIo {
         let (node, hash) = IndexNode::open(&self.keys, dir, place, &got.bytes)?;
         self.memory.check(key, node.generation, &hash)?;
         self.memory.remember(key, node.generation, &hash)?;
-        let version = Version { generation: node.generation, hash, etag: got.meta.etag };
+        let own = self.unheard.lock().peek(key).is_some_and(|tried| tried.contains(&hash) || tried.contains(&node.previous));
+        let version = Version { generation: node.generation, hash, etag: got.meta.etag, own };
         Ok((node, version))
     }
 
@@ -273,10 +289,22 @@ impl IndexIo {
     async fn put_under(&self, dir: &DirRef, node: &IndexNode, cond: Cond) -> Result<Version> {
         let key = self.keys.index_key(&dir.dir_id, node.role.place());
         let (bytes, hash) = node.seal(&self.keys, dir, &self.env.random())?;
-        let meta = self.store.put(&key, vec![Bytes::from(bytes)], cond).await?;
+        let meta = match self.store.put(&key, vec![Bytes::from(bytes)], cond).await {
+            Ok(meta) => meta,
+            Err(e) => {
+                let mut unheard = self.unheard.lock();
+                let tried = unheard.get_or_insert_mut(key, Vec::new);
+                if tried.len() >= TRIED {
+                    tried.remove(0);
+                }
+                tried.push(hash);
+                return Err(e);
+            }
+        };
         reach("index-written");
+        self.unheard.lock().pop(&key);
         self.memory.remember(&key, node.generation, &hash)?;
-        Ok(Version { generation: node.generation, hash, etag: meta.etag })
+        Ok(Version { generation: node.generation, hash, etag: meta.etag, own: false })
     }
 
     /// Writes the first head of a new directory.

@@ -8,7 +8,7 @@ use super::delta::combine;
 use super::dir::{Dir, Guard, Left, MoveToken, Pending};
 use super::merge::{Verdict, judge, merge, newer, same};
 use crate::format::entry::{Body, Entry, link_id};
-use crate::types::LinkId;
+use crate::types::{FileId, LinkId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -102,6 +102,40 @@ impl Dir {
         std::mem::take(&mut self.clashes)
     }
 
+    /// Whether the bucket holds, or may be about to get, a name for a file that stands for something else here by now.
+    pub fn departs(&self, name: &[u8], id: FileId) -> bool {
+        let is_it = |e: &Entry| matches!(&e.body, Body::File(f) if f.file_id == id);
+        let old = |p: &Pending| p.base.iter().chain(p.tried.iter().flatten()).any(|e| is_it(e));
+        self.pending.get(name).is_some_and(old) && !self.get(name).is_some_and(|e| is_it(e))
+    }
+
+    /// What was moved is gone for good: the old name that waits for one of the tokens is a removal like any other from now on, and
+    /// takes `guards` over. They come back when no name here waits.
+    pub fn end_of_move(&mut self, tokens: &[Arc<MoveToken>], guards: Vec<Guard>) -> Vec<Guard> {
+        let waits = |p: &&mut Pending| p.wait.iter().any(|w| tokens.iter().any(|t| Arc::ptr_eq(t, w)));
+        let mut guards = Some(guards);
+        for p in self.pending.values_mut().filter(waits) {
+            (p.moved, p.off) = (false, None);
+            if p.base.is_some()
+                && let Some(g) = guards.take()
+            {
+                p.after.extend(g);
+            }
+        }
+        guards.unwrap_or_default()
+    }
+
+    /// The same for an old name.
+    pub fn end_of_move_from(&mut self, name: &[u8], guards: Vec<Guard>) -> Vec<Guard> {
+        let Some(p) = self.pending.get_mut(name) else { return guards };
+        (p.moved, p.off) = (false, None);
+        if p.base.is_none() {
+            return guards;
+        }
+        p.after.extend(guards);
+        Vec::new()
+    }
+
     /// States of a name that this machine has seen in the bucket or may have put there: what it saw last comes first. Empty when
     /// nobody knows.
     pub fn seen(&self, name: &[u8]) -> Vec<Option<Arc<Entry>>> {
@@ -129,6 +163,12 @@ impl Dir {
     /// Takes in what the bucket holds for the names that `covers` accepts (a shard's, or all). Pending names keep their local
     /// entry and learn their base, but where another machine changed the name meanwhile; names of inodes are combined.
     pub fn merge(&mut self, remote: Vec<Arc<Entry>>, covers: impl Fn(&[u8]) -> bool) -> Merged {
+        self.merge_with(remote, covers, |_| true)
+    }
+
+    /// The same. `own`: whether the last write of a name whose outcome was not heard is known to have been carried out. That a
+    /// name is gone is another machine's doing otherwise, which may have given what it stood for another name.
+    pub fn merge_with(&mut self, remote: Vec<Arc<Entry>>, covers: impl Fn(&[u8]) -> bool, own: impl Fn(&[u8]) -> bool) -> Merged {
         let mut out = Merged::default();
         let mut theirs: BTreeMap<Vec<u8>, Arc<Entry>> = remote.into_iter().map(|e| (e.name.clone(), e)).collect();
         let gone: Vec<Vec<u8>> = self
@@ -144,7 +184,7 @@ impl Dir {
         let names: Vec<Vec<u8>> = self.pending.keys().filter(|n| covers(n)).cloned().collect();
         for name in names {
             let there = theirs.remove(&name);
-            if self.meet(&name, there, &mut out) {
+            if self.meet(&name, there, own(&name), &mut out) {
                 out.changed.push(name);
             }
         }
@@ -170,7 +210,7 @@ impl Dir {
     }
 
     /// A pending name meets what the bucket holds. Returns whether what is shown for it changed.
-    fn meet(&mut self, name: &[u8], theirs: Option<Arc<Entry>>, out: &mut Merged) -> bool {
+    fn meet(&mut self, name: &[u8], theirs: Option<Arc<Entry>>, own: bool, out: &mut Merged) -> bool {
         let mine = self.get(name).cloned();
         let Some(p) = self.pending.get_mut(name) else { return false };
         p.unsure = false;
@@ -191,7 +231,8 @@ impl Dir {
             self.show(name, merged);
             return changed;
         }
-        if p.base == theirs || p.tried.contains(&theirs) {
+        let ours = theirs.is_some() || p.in_flight || own;
+        if p.base == theirs || ours && p.tried.contains(&theirs) {
             // Of a write under way nobody knows yet whether it was that.
             if !p.in_flight {
                 p.base = theirs;

@@ -15,12 +15,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-fn cases(n: u32) -> ProptestConfig {
+pub fn cases(n: u32) -> ProptestConfig {
     let n = std::env::var("PROPTEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(n);
     ProptestConfig { cases: n, max_shrink_iters: 150, max_shrink_time: 15_000, ..ProptestConfig::default() }
 }
 
-fn kinds() -> impl Strategy<Value = (Mode, Suite)> {
+pub fn kinds() -> impl Strategy<Value = (Mode, Suite)> {
     let mode = prop::sample::select(vec![Mode::Standard, Mode::ZeroKnowledge]);
     (mode, prop::sample::select(vec![Suite::Aes256Gcm, Suite::ChaCha20Poly1305]))
 }

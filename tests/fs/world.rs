@@ -275,9 +275,14 @@ impl Mount {
 
     /// Creates and opens a file for reading and writing.
     pub fn create(&self, path: &str) -> (Ino, u64) {
-        let (dir, name) = self.place(path).unwrap();
-        let (found, opened) = self.wait(self.fs.create(WHO, dir, name, 0o644, libc::O_RDWR)).unwrap();
-        (found.attr.ino, opened.fh)
+        self.try_create(path).unwrap()
+    }
+
+    /// The same, where the name may be taken.
+    pub fn try_create(&self, path: &str) -> Result<(Ino, u64), Error> {
+        let (dir, name) = self.place(path)?;
+        let (found, opened) = self.wait(self.fs.create(WHO, dir, name, 0o644, libc::O_RDWR))?;
+        Ok((found.attr.ino, opened.fh))
     }
 
     pub fn open(&self, path: &str, flags: i32) -> Result<(Ino, Opened), Error> {
@@ -355,8 +360,14 @@ impl Mount {
     }
 
     pub fn names(&self, path: &str) -> BTreeSet<String> {
-        let ino = self.ino(path).unwrap();
-        list(self.rt.as_ref().unwrap(), &*self.fs, ino).unwrap().into_iter().map(|e| String::from_utf8(e.0).unwrap()).collect()
+        self.try_names(path).unwrap()
+    }
+
+    /// The names of a directory, unless it cannot be read now.
+    pub fn try_names(&self, path: &str) -> Result<BTreeSet<String>, Error> {
+        let ino = self.ino(path)?;
+        let found = list(self.rt.as_ref().unwrap(), &*self.fs, ino)?;
+        Ok(found.into_iter().map(|e| String::from_utf8(e.0).unwrap()).collect())
     }
 
     /// The whole tree, unless something cannot be read now.
