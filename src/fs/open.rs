@@ -8,17 +8,18 @@ use super::{Deletion, Fs, Options};
 use crate::disk::Disk;
 use crate::env::Env;
 use crate::env::failpoint::reach;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Attributes, Body, Entry};
+use crate::format::header::Header;
 use crate::format::index::DirRef;
 use crate::format::keys::VolumeKeys;
-use crate::format::names::INDEX_PREFIX;
+use crate::format::names::{INDEX_PREFIX, object_key};
 use crate::format::params::Params;
 use crate::keyring::{Known, ObjectName};
 use crate::ops::{Invalidate, Invalidations};
 use crate::read::Reader;
 use crate::sealedlog::{LogKind, LogOwner};
-use crate::store::{Store, UploadId};
+use crate::store::{Span, Store, UploadId};
 use crate::tree::dir::Dir;
 use crate::tree::io::{IndexIo, Memory};
 use crate::types::{DirId, FileId, Hash, Mode};
@@ -27,6 +28,9 @@ use crate::write::upload::Uploader;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use tokio::sync::{Notify, Semaphore, mpsc};
+
+/// Looks at an object that is to be deleted and keeps being replaced.
+const LOOKS: usize = 8;
 
 /// Who is told what happens: audit log, quarantine, status, kernel.
 pub trait Sink: Send + Sync + 'static {
@@ -247,7 +251,10 @@ impl Fs {
                         tracing::warn!("local state could not forget an index object: {e}");
                     }
                     reach("object-doomed");
-                    let deleted = this.store.delete(key).await;
+                    let deleted = match d.file.filter(|file| *key != object_key(file)) {
+                        Some(file) => this.delete_readable(key, file).await,
+                        None => this.store.delete(key).await,
+                    };
                     reach("object-deleted");
                     match deleted {
                         Ok(()) => this.reprieve(key, &d.spared),
@@ -260,6 +267,26 @@ impl Fs {
                 }
             });
         }
+    }
+
+    /// Deletes the object of a file at a readable key, which another machine may have taken for another file since: the object is
+    /// looked at, and that version deleted and no other. A request that is carried out late, or twice, does no harm then.
+    async fn delete_readable(&self, key: &str, file: FileId) -> Result<()> {
+        let header = Header { params: self.uploader.params, file_id: file }.encode();
+        for _ in 0..LOOKS {
+            let there = match self.store.get(key, Span::Range(0..header.len() as u64), None).await {
+                Ok(there) if there.bytes[..] == header[..] => there.meta.etag,
+                // Another's, or nothing of ours: shorter than a header.
+                Ok(_) => return Ok(()),
+                Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Invalid) => return Ok(()),
+                Err(e) => return Err(e),
+            };
+            match self.store.delete_if(key, &there).await {
+                Err(e) if e.kind() == Kind::Stale => {}
+                done => return done,
+            }
+        }
+        fail(Kind::Unavailable, "the object keeps being replaced")
     }
 
     /// Begins the journal anew when it has grown and nothing is pending, or rewrites it from memory when it has grown too long.
