@@ -170,8 +170,8 @@ impl Fs {
             }
         }
         due.append(&mut c.after);
-        if c.moved && !stays {
-            // Where it was moved to is seen to: until that is done, a later mount has to be told.
+        if c.moved && !stays && c.base.as_deref().and_then(file_id).is_some() {
+            // The name that it was moved to gets a file of its own: until it has that, a later mount has to be told.
             return due;
         }
         if let Err(e) = self.journal.done(dir, [(c.name.as_slice(), c.seq)]) {
