@@ -20,6 +20,8 @@ mod hold;
 mod links;
 #[path = "fs/moves.rs"]
 mod moves;
+#[path = "fs/plain.rs"]
+mod plain;
 #[path = "fs/props.rs"]
 mod props;
 #[path = "fs/races.rs"]

@@ -369,6 +369,10 @@ impl Fs {
         let end = at.checked_add(data.len() as u64).filter(|e| *e <= self.uploader.params.geometry.max_size());
         let Some(end) = end else { return fail(Kind::TooLarge, "the file would be larger than the volume can hold") };
         self.writable()?;
+        if end > io.size && self.stored_at_most(&io) + data.len() as u64 > self.largest() {
+            // Told now: an upload that the store refuses for ever would be told too late.
+            return fail(Kind::TooLarge, "the store holds no object with so much data");
+        }
         let head = self.head_of(file, &io);
         let io = &mut *io;
         let (done, result) = io.active.write(&self.spool, head, at, data);
@@ -387,6 +391,17 @@ impl Fs {
         debug_assert!(data.is_empty() || end == at + done);
         self.stream_ahead(file, io, crowded);
         Ok(done as u32)
+    }
+
+    /// Bytes that the object of a file can hold in this store, holes not counted.
+    fn largest(&self) -> u64 {
+        self.uploader.limits().max_stored().saturating_mul(self.uploader.params.geometry.seg_size())
+    }
+
+    /// No less than the next version of a file stores, as long as programs write whole segments.
+    fn stored_at_most(&self, io: &Io) -> u64 {
+        let frozen = io.frozen.as_ref().map_or(0, |f| f.bytes());
+        io.version.as_ref().map_or(0, |v| v.object_len) + frozen + io.active.bytes()
     }
 
     /// What a new spool log of a file is to remember; `None` when its active layer has a log already.

@@ -4,7 +4,7 @@ use super::journal::{self};
 use super::recover::{Recovered, recover};
 use super::state::{DirCell, State};
 use super::status::{Fill, Health, Status};
-use super::{Deletion, Fs, Options};
+use super::{Deletion, Fs, FsyncMode, Options};
 use crate::disk::Disk;
 use crate::env::Env;
 use crate::env::failpoint::reach;
@@ -199,6 +199,10 @@ impl Fs {
             rt: tokio::runtime::Handle::current(),
             opts: options,
         });
+        if fs.opts.fsync == FsyncMode::Local {
+            let this = Arc::downgrade(&fs);
+            fs.spool.guard(move || this.upgrade().map_or(Ok(()), |fs| fs.journal.sync()));
+        }
         fs.start(kick_bell, deletions, left.files, left.uploads);
         Ok((fs, left.report))
     }

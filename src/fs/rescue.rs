@@ -44,6 +44,17 @@ const READ_STEP: u64 = 1 << 20;
 pub(super) struct Landed {
     layer: Option<Arc<Layer>>,
     logs: DestroyLogs,
+    /// Logs of what lies above: they must say on what before what they lay on goes.
+    above: Vec<Arc<SpoolLog>>,
+}
+
+impl Drop for Landed {
+    fn drop(&mut self) {
+        if let Some(e) = self.above.iter().filter(|_| !self.logs.0.is_empty()).find_map(|log| log.sync_above().err()) {
+            tracing::warn!("a spool log stays until the next mount: {e}");
+            self.logs.0.clear();
+        }
+    }
 }
 
 impl Landed {
@@ -52,9 +63,9 @@ impl Landed {
         self.layer.as_ref()
     }
 
-    pub(super) fn new(layer: Option<Arc<Layer>>) -> Landed {
+    pub(super) fn new(layer: Option<Arc<Layer>>, above: &Layer) -> Landed {
         let logs = layer.iter().flat_map(|l| l.logs().iter().cloned()).collect();
-        Landed { layer, logs: DestroyLogs(logs) }
+        Landed { layer, logs: DestroyLogs(logs), above: above.logs().to_vec() }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
 use crate::format::header::Header;
 use crate::format::manifest::Hints;
-use crate::format::names::readable_key;
+use crate::format::names::{object_key, readable_key};
 use crate::format::segment::SegmentBuffer;
 use crate::read::{Ask, ObjectParts, OpenObject, Reader};
 use crate::store::{Cond, Span, UploadId, temporary};
@@ -313,14 +313,24 @@ impl Fs {
             (Some(o), _) => o.key().to_owned(),
             (None, _) if lost.is_some() => lost.map_or_else(String::new, |(v, _)| v.key.clone()),
             (None, Some((key, _))) => key.clone(),
-            (None, None) => path_key.filter(|_| readable).unwrap_or_else(|| crate::format::names::object_key(&file.id)),
+            (None, None) => path_key.filter(|_| readable).unwrap_or_else(|| object_key(&file.id)),
         };
         let below = old.as_ref().map(|o| (o.generation(), o.trailer_hash()));
         let below = below.or(lost.map(|(v, _)| (v.generation, v.trailer_hash)));
         let generation = below.map_or(1, |(g, _)| g + 1);
         let cond = match lost {
-            Some((_, cond)) => cond.clone(),
-            None => self.condition(old.as_deref(), &key).await?,
+            Some((_, cond)) => Ok(cond.clone()),
+            None => self.condition(old.as_deref(), &key).await,
+        };
+        let cond = match cond {
+            Ok(cond) => cond,
+            Err(e) => {
+                if let Some((key, started)) = &ahead {
+                    self.uploader.abort(key, &started.id).await;
+                }
+                // A look beforehand finds what the store would have found.
+                return if e.kind() == Kind::Stale { self.after_stale(file, froze, &key, generation, e).await } else { Err(e) };
+            }
         };
         let job = Job {
             file_id: file.id,
@@ -345,6 +355,8 @@ impl Fs {
         match self.uploader.write(job, &source, &watch).await {
             Ok(written) => self.landed(file, froze, written).await.map(|()| Saved::Yes),
             Err(e) if e.kind() == Kind::Stale => self.after_stale(file, froze, &key, generation, e).await,
+            // A path that is longer than the store's keys.
+            Err(e) if e.kind() == Kind::NameTooLong && generation == 1 && key != object_key(&file.id) => Ok(Saved::KeyTaken),
             Err(e) => Err(e),
         }
     }
@@ -365,7 +377,7 @@ impl Fs {
     /// The key of a file's first version.
     pub(super) fn first_key(&self, file: &File) -> String {
         let path_key = self.hints(file, Froze::default()).1;
-        path_key.unwrap_or_else(|| crate::format::names::object_key(&file.id))
+        path_key.unwrap_or_else(|| object_key(&file.id))
     }
 
     fn plan(&self, layer: &Layer, size: u64, old: Option<&OpenObject>) -> Vec<SegPlan> {
@@ -438,6 +450,16 @@ impl Fs {
             io.object = Some(there);
             return fail(Kind::Unavailable, "the object of the file has another tag; it is tried again with that one");
         }
+        if first && io.frozen.as_ref().is_some_and(|l| l.is_clean()) {
+            // Only the name was known here, after a power loss, and nothing was written since: the version is the file.
+            if io.active.is_clean() {
+                io.size = there.size();
+                file.live.lock().size = there.size();
+            }
+            drop(io);
+            self.settled(file, froze, there).await?;
+            return Ok(Saved::Yes);
+        }
         if first || ours {
             // An earlier try whose answer was lost, or one of an earlier mount with what it had then: go on from there.
             io.version = Some(Version::of(&there));
@@ -505,7 +527,7 @@ impl Fs {
 
     fn land(&self, st: &mut State, file: &Arc<File>, io: &mut Io, froze: Froze, now: (&Version, Arc<OpenObject>)) -> Vec<Guard> {
         let (version, object) = now;
-        let guard = Landed::new(io.frozen.take());
+        let guard = Landed::new(io.frozen.take(), &io.active);
         io.version = Some(version.clone());
         io.object = Some(object);
         {

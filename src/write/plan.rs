@@ -107,6 +107,12 @@ impl PartLimits {
         SINGLE_PARTS + (stored - SINGLE_PARTS).div_ceil(GROUP)
     }
 
+    /// Segments that the largest object stores.
+    pub fn max_stored(self) -> u64 {
+        let body = u64::from(self.max_parts).saturating_sub(1);
+        if !self.tiered() || body <= SINGLE_PARTS { body } else { SINGLE_PARTS + (body - SINGLE_PARTS) * GROUP }
+    }
+
     /// Whether an object of `stored` segments can be uploaded in parts.
     pub fn fits(self, stored: u64) -> bool {
         self.body_parts(stored) < u64::from(self.max_parts)
@@ -193,6 +199,7 @@ mod tests {
                 prop_assert!(l.body_part(n as u32).start < stored);
             }
             prop_assert!(l.fits(stored));
+            prop_assert!(l.fits(l.max_stored()) && !l.fits(l.max_stored() + 1));
         }
     }
 }

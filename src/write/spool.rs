@@ -14,8 +14,8 @@ use crate::format::wire::{Reader, Writer};
 use crate::sealedlog::{ClosedLog, LogOwner, Opened, RecordPos, SealedLog};
 use crate::store::UploadId;
 use crate::types::{DirId, FileId, Hash};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use zeroize::Zeroizing;
 
 /// Folder of the spool on its disk.
@@ -70,10 +70,14 @@ enum Inner {
     Found(ClosedLog),
 }
 
+/// What must be durable before a log goes.
+type Barrier = Box<dyn Fn() -> Result<()> + Send + Sync>;
+
 /// Bytes in the spool, with a bell for those who wait for room.
 #[derive(Default)]
 pub struct Usage {
     bytes: AtomicU64,
+    barrier: OnceLock<Barrier>,
     /// Rings when bytes were freed.
     pub freed: tokio::sync::Notify,
 }
@@ -96,8 +100,19 @@ impl SpoolLog {
         }
     }
 
+    /// Before a log below this one goes: makes durable what this one says, where that is what fsync(2) stands for.
+    pub fn sync_above(&self) -> Result<()> {
+        if self.used.barrier.get().is_some() { self.sync() } else { Ok(()) }
+    }
+
     /// Erases and removes it: the bucket has its data, or nobody wants it any more.
     pub fn destroy(&self) -> Result<()> {
+        if self.gone.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if let Some(Err(e)) = self.used.barrier.get().map(|b| b()) {
+            return Err(e.context("a spool log stays: what makes it superfluous is not durable"));
+        }
         if self.gone.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
@@ -232,6 +247,12 @@ impl Spool {
     /// Bytes in use, and the limit.
     pub fn usage(&self) -> (u64, u64) {
         (self.used.bytes.load(Ordering::Relaxed), self.max)
+    }
+
+    /// From here on no log goes before `barrier` has returned: where the spool is what makes an fsync(2) true, a change of names that
+    /// makes data superfluous must not be lost to a power failure that the data's end survives. The first call counts.
+    pub fn guard(&self, barrier: impl Fn() -> Result<()> + Send + Sync + 'static) {
+        let _ = self.used.barrier.set(Box::new(barrier));
     }
 
     /// For waiting until something is freed.

@@ -293,9 +293,30 @@ impl Uploader {
         reach("parts-sent");
         watch.intend(job.generation, &root.trailer_hash)?;
         reach("version-intended");
+        if !self.caps.complete_if {
+            self.look_before(&job.key, &job.cond).await?;
+        }
         let meta = self.store.upload_complete(&job.key, id, &parts, job.cond.clone()).await?;
         reach("object-written");
         Ok((root, manifest, meta))
+    }
+
+    /// Where the store ignores the condition of a completion: what is there now fits it, or `Stale`. Not more than that: somebody
+    /// may be faster still.
+    async fn look_before(&self, key: &str, cond: &Cond) -> Result<()> {
+        if *cond == Cond::Any {
+            return Ok(());
+        }
+        let there = match self.store.head(key).await {
+            Ok(meta) => Some(meta.etag),
+            Err(e) if e.kind() == Kind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        let fits = match cond {
+            Cond::Match(tag) => there.as_ref() == Some(tag),
+            _ => there.is_none(),
+        };
+        if fits { Ok(()) } else { fail(Kind::Stale, "the object was changed by another machine") }
     }
 
     /// Aborts an upload; one that the store does not let go of now is tried again later.

@@ -364,3 +364,64 @@ fn what_was_moved_before_a_kill_has_a_name_in_the_bucket_all_the_time() {
     mount.unmount();
     same("another machine", &tree, &world.fresh().tree());
 }
+
+/// An editor's way to save, and a removal, with `fsync=local`: the old data may go only when the change of names cannot be lost.
+#[test]
+fn what_was_synced_and_then_replaced_or_removed_is_not_lost_to_a_power_loss() {
+    for seed in 0..30 {
+        let (world, disk) = (world(), SimDisk::new(seed));
+        let mount = world.mount(disk.process(), local());
+        mount.names("");
+        mount.faulty.black_hole(true);
+        for (name, content) in [("f", 1), ("t", 2), ("gone", 3)] {
+            let at = mount.create(name);
+            mount.write(at, 0, &data(content, 50_000)).unwrap();
+            mount.wait(mount.fs.fsync(WHO, at.0, at.1, false)).unwrap();
+            mount.close(at).unwrap();
+        }
+        mount.rename("t", "f").unwrap();
+        mount.unlink("gone").unwrap();
+        // The uploads give up, and let go of what nobody wants any more.
+        std::thread::sleep(std::time::Duration::from_millis(60));
+        die(&disk, mount, Crash::Power);
+        let mount = world.mount(disk.process(), local());
+        let f = mount.get("f").unwrap();
+        assert!(f == data(1, 50_000) || f == data(2, 50_000), "seed {seed}: {} bytes", f.len());
+        assert!(mount.get("gone").is_ok_and(|g| g == data(3, 50_000)) || mount.found("gone").is_err(), "seed {seed}");
+        mount.unmount();
+    }
+}
+
+/// What lies above a version that lands is told so before what lay below goes, also when the power is lost.
+#[test]
+fn what_was_synced_above_an_upload_outlives_a_power_loss() {
+    for seed in 0..20 {
+        let (world, disk) = (world(), SimDisk::new(seed));
+        let mount = world.mount(disk.process(), local());
+        mount.put("f", &data(1, 3 * SEG as usize));
+        mount.drain();
+        let (ino, opened) = mount.open("f", libc::O_RDWR).unwrap();
+        let at = (ino, opened.fh);
+        mount.write(at, 0, &data(2, 1000)).unwrap();
+        mount.faulty.script(Some(Verb::Put), 1, Fault::Latency(std::time::Duration::from_millis(150)));
+        let (_, other) = mount.open("f", libc::O_RDWR).unwrap();
+        mount.wait(mount.fs.release(ino, other.fh)).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        mount.write(at, 5000, &data(3, 1000)).unwrap();
+        mount.wait(mount.fs.fsync(WHO, at.0, at.1, false)).unwrap();
+        for _ in 0..200 {
+            if disk.files().keys().filter(|n| n.starts_with("spool/")).count() == 1 {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        die(&disk, mount, Crash::Power);
+        let mount = world.mount(disk.process(), local());
+        let mut expected = data(1, 3 * SEG as usize);
+        expected[..1000].copy_from_slice(&data(2, 1000));
+        expected[5000..6000].copy_from_slice(&data(3, 1000));
+        assert!(mount.get("f").unwrap() == expected, "seed {seed}");
+        mount.unmount();
+        assert_eq!(world.fresh().names("").len(), 1, "seed {seed}: no conflict with itself");
+    }
+}
