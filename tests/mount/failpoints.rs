@@ -11,12 +11,14 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
+type Change = Box<dyn Fn(&Path) -> io::Result<()>>;
+
 /// One system call, or a few that belong together.
 struct Step {
     what: String,
     /// A file whose contents the step may leave between before and after.
     torn: Option<&'static str>,
-    take: Box<dyn Fn(&Path) -> io::Result<()>>,
+    take: Change,
 }
 
 fn step(what: impl Into<String>, take: impl Fn(&Path) -> io::Result<()> + 'static) -> Step {
