@@ -95,15 +95,18 @@ pub fn render(s: &Status) -> String {
         let waiting = if c.waiting > 0 { format!(", {} on the way", c.waiting) } else { String::new() };
         line("conflicts", format!("{} with other machines settled{waiting}; see names with \"(conflict, \"", c.settled));
     }
-    if c.stuck > 0 {
+    if c.incomplete > 0 {
         line(
             "conflicts",
             format!(
-                "{} that cannot be put together: another machine replaced what was edited here. What was written stays in the spool; to keep it, put the \
-                 older version of the object back in the bucket and mount again",
-                count(c.stuck, "version")
+                "{} incomplete: another machine replaced what was edited here, and parts of it are gone from the bucket. They are zeros in files with \
+                 \", incomplete)\" in their names; what was written here is in them",
+                count(c.incomplete, "copy")
             ),
         );
+    }
+    if c.stuck > 0 {
+        line("conflicts", format!("{} that cannot be kept; what was written stays in the spool", count(c.stuck, "version")));
     }
     if let Some(last) = &e.last_error {
         line("last error", last.clone());
@@ -177,9 +180,9 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}:\n{text}");
         }
-        s.conflicts = crate::fs::status::Conflicts { settled: 2, waiting: 1, stuck: 1 };
+        s.conflicts = crate::fs::status::Conflicts { settled: 2, waiting: 1, incomplete: 1, stuck: 1 };
         let text = render(&s);
-        for part in ["2 with other machines settled, 1 on the way", "1 version that cannot be put together: "] {
+        for part in ["2 with other machines settled, 1 on the way", "1 copy incomplete: ", "1 version that cannot be kept"] {
             assert!(text.contains(part), "{part}:\n{text}");
         }
         s.pending = Pending { names: 3, ..Pending::default() };

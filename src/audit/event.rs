@@ -90,7 +90,7 @@ pub enum Event {
     },
     /// This machine and another one changed the same file or name.
     Conflict {
-        /// What became of it: `contents`, `name`, `kept`, `rescued`, `undone` or `stuck`.
+        /// What became of it: `contents`, `name`, `kept`, `rescued`, `undone`, `incomplete` or `stuck`.
         kind: String,
         /// File id in hex, if it is a file.
         file: String,

@@ -3,8 +3,9 @@
 //! Whatever gives way lives on under a conflict name in the same directory. An object is deleted only by the machine whose index
 //! write took the last name away: where another machine was first, the deletion that was planned here is called off.
 
+use super::landed::Landed;
 use super::rename::remember;
-use super::rescue::{Landed, Orphan};
+use super::rescue::Orphan;
 use super::state::{DirCell, ROOT_SELF, State};
 use super::{Fs, Noted};
 use crate::error::Result;
@@ -36,6 +37,9 @@ pub enum ConflictKind {
     Rescued,
     /// Both renamed a directory: it stays where the first put it.
     Undone,
+    /// Both wrote the file, and parts of the version below this machine's are gone from the bucket: what it wrote is a file of its own,
+    /// with zeros for those parts and a name that says so.
+    Incomplete,
     /// This machine's version cannot be put together: what it wrote stays in the spool.
     Stuck,
 }
@@ -49,6 +53,7 @@ impl ConflictKind {
             ConflictKind::Kept => "kept",
             ConflictKind::Rescued => "rescued",
             ConflictKind::Undone => "undone",
+            ConflictKind::Incomplete => "incomplete",
             ConflictKind::Stuck => "stuck",
         }
     }
@@ -66,13 +71,13 @@ pub struct Conflict {
 }
 
 /// `name` with a mark before its extension: at most 255 bytes, cut on a character boundary.
-pub(super) fn marked(name: &[u8], host: &str, at: Time, n: u32) -> Vec<u8> {
+pub(super) fn marked(name: &[u8], host: &str, at: Time, note: &str, n: u32) -> Vec<u8> {
     let when = crate::audit::rfc3339(at);
     let (day, time) = (when.get(..10).unwrap_or("0"), when.get(11..19).unwrap_or("0").replace(':', "."));
     let host: String = host.chars().filter(|c| !c.is_control() && *c != '/').collect();
     let host = &host[..host.floor_char_boundary(HOST_MAX)];
     let again = if n > 1 { format!(", {n}") } else { String::new() };
-    let mark = format!(" (conflict, {host}, {day} {time}{again})");
+    let mark = format!(" (conflict, {host}, {day} {time}{note}{again})");
     let dot = name.iter().rposition(|b| *b == b'.').filter(|i| *i > 0 && name.len() - i <= EXTENSION_MAX);
     let (stem, extension) = name.split_at(dot.unwrap_or(name.len()));
     let room = NAME_MAX - mark.len() - extension.len();
@@ -93,15 +98,23 @@ pub(super) fn file_id(e: &Entry) -> Option<FileId> {
 impl Fs {
     /// A free name for what gives way under `name`.
     pub(super) fn conflict_name(&self, st: &State, dir: DirId, name: &[u8]) -> Vec<u8> {
+        self.noted_name(st, dir, name, "")
+    }
+
+    /// The same, with a note in it.
+    pub(super) fn noted_name(&self, st: &State, dir: DirId, name: &[u8], note: &str) -> Vec<u8> {
         let now = self.env.clock.now();
         let free = |n: &Vec<u8>| st.dirs.get(&dir).is_none_or(|c| c.dir.get(n).is_none() && c.dir.pending_seq(n).is_none());
-        let names = (1..).map(|n| marked(name, &self.opts.host, now, n));
-        names.take(100_000).find(free).unwrap_or_else(|| marked(name, &self.opts.host, now, u32::MAX))
+        let names = (1..).map(|n| marked(name, &self.opts.host, now, note, n));
+        names.take(100_000).find(free).unwrap_or_else(|| marked(name, &self.opts.host, now, note, u32::MAX))
     }
 
     pub(super) fn tell_conflict(&self, kind: ConflictKind, file: Option<FileId>, copy: Option<FileId>) {
         if kind != ConflictKind::Stuck {
             self.conflicts.fetch_add(1, Ordering::Relaxed);
+        }
+        if kind == ConflictKind::Incomplete {
+            self.incomplete.fetch_add(1, Ordering::Relaxed);
         }
         self.sink.conflict(Conflict { kind, file, copy });
     }
@@ -422,14 +435,14 @@ mod tests {
 
     #[test]
     fn conflict_names_keep_the_extension_and_fit() {
-        let text = |name: &str, n| String::from_utf8(marked(name.as_bytes(), "ward-3", AT, n)).unwrap();
+        let text = |name: &str, n| String::from_utf8(marked(name.as_bytes(), "ward-3", AT, "", n)).unwrap();
         assert_eq!(text("scan.dcm", 1), "scan (conflict, ward-3, 2026-11-26 20.15.03).dcm");
         assert_eq!(text("scan.dcm", 2), "scan (conflict, ward-3, 2026-11-26 20.15.03, 2).dcm");
         assert_eq!(text(".profile", 1), ".profile (conflict, ward-3, 2026-11-26 20.15.03)");
         assert_eq!(text("README", 1), "README (conflict, ward-3, 2026-11-26 20.15.03)");
         let long = text(&format!("{}.dcm", "ä".repeat(125)), 7);
         assert!(long.len() <= NAME_MAX && long.len() > NAME_MAX - 2 && long.ends_with(", 7).dcm"), "{long}");
-        let bytes = marked(&[0xff; 255], &"h/\n".repeat(99), AT, u32::MAX);
+        let bytes = marked(&[0xff; 255], &"h/\n".repeat(99), AT, ", incomplete", u32::MAX);
         assert!(bytes.len() == NAME_MAX && !bytes.contains(&b'/') && !bytes.contains(&b'\n'));
     }
 }

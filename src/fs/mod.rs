@@ -21,6 +21,7 @@ pub mod file;
 mod fresh;
 mod io;
 mod journal;
+mod landed;
 mod links;
 mod list;
 mod moves;
@@ -257,6 +258,8 @@ pub struct Fs {
     away: AtomicBool,
     /// Conflicts with other machines that were settled.
     conflicts: AtomicU64,
+    /// Copies among them that lack parts.
+    incomplete: AtomicU64,
     /// Directories with names to write, and whether somebody waits for them.
     kicked: parking_lot::Mutex<HashSet<DirId>>,
     kick_bell: Arc<Notify>,

@@ -284,7 +284,7 @@ impl Fs {
                     after.push(Box::new(doomed));
                 }
                 for layer in st.landing.of(f.file_id) {
-                    super::rescue::note_gone(&layer, &self.spool);
+                    super::landed::note_gone(&layer, &self.spool);
                 }
                 if let Some(file) = st.files.get(&f.file_id).cloned() {
                     let behind = {

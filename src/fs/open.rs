@@ -185,6 +185,7 @@ impl Fs {
             doomed: parking_lot::Mutex::default(),
             lagging: parking_lot::Mutex::new(lru::LruCache::new(super::state::RENAMED)),
             conflicts: AtomicU64::new(0),
+            incomplete: AtomicU64::new(0),
             away: AtomicBool::new(false),
             kicked: parking_lot::Mutex::default(),
             kick_bell: kick_bell.clone(),
@@ -199,10 +200,6 @@ impl Fs {
             rt: tokio::runtime::Handle::current(),
             opts: options,
         });
-        if fs.opts.fsync == FsyncMode::Local {
-            let this = Arc::downgrade(&fs);
-            fs.spool.guard(move || this.upgrade().map_or(Ok(()), |fs| fs.journal.sync()));
-        }
         fs.start(kick_bell, deletions, left.files, left.uploads);
         Ok((fs, left.report))
     }
@@ -214,6 +211,10 @@ impl Fs {
         recovered: Vec<Arc<super::file::File>>,
         uploads: Vec<(String, UploadId)>,
     ) {
+        if self.opts.fsync == FsyncMode::Local {
+            let this = Arc::downgrade(self);
+            self.spool.guard(move || this.upgrade().map_or(Ok(()), |fs| fs.journal.sync()));
+        }
         self.rt.spawn(Fs::committer(Arc::downgrade(self), bell));
         self.rt.spawn(Fs::sweeper(Arc::downgrade(self), deletions));
         if self.opts.read_only {
@@ -346,6 +347,7 @@ impl Fs {
         s.spool = Fill { used, limit };
         s.open_files = self.handles.lock().len() as u64;
         s.conflicts.settled = self.conflicts.load(Ordering::Relaxed);
+        s.conflicts.incomplete = self.incomplete.load(Ordering::Relaxed);
         let st = self.state.lock();
         s.pending = self.pending(&st);
         for file in st.all_files() {

@@ -4,7 +4,7 @@
 //!   both wrote one file, the other was first ---- beat() ----+
 //!                                                            +--> beaten --save--> new object --> new entry
 //!   written to here, removed or replaced there -- orphan ----+      |
-//!                                                                   +--> stuck: a part cannot be had; the spool keeps it
+//!                                                                   +--> incomplete: a part cannot be had, and is zeros
 //! ```
 //!
 //! The new file is the whole of what this machine saw: its layers over the version below them. That version's object may be gone
@@ -13,6 +13,7 @@
 
 use super::conflict::{ConflictKind, renamed};
 use super::file::{File, Io, Version};
+use super::landed::{Landed, note_gone};
 use super::state::{Place, State};
 use super::{Fs, Noted};
 use crate::crypto::secmem::SecretKey;
@@ -40,35 +41,6 @@ use std::sync::atomic::Ordering;
 /// Longest single read of a version below.
 const READ_STEP: u64 = 1 << 20;
 
-/// A layer whose version is in the bucket and not in the index yet. Dropped, it destroys its logs.
-pub(super) struct Landed {
-    layer: Option<Arc<Layer>>,
-    logs: DestroyLogs,
-    /// Logs of what lies above: they must say on what before what they lay on goes.
-    above: Vec<Arc<SpoolLog>>,
-}
-
-impl Drop for Landed {
-    fn drop(&mut self) {
-        if let Some(e) = self.above.iter().filter(|_| !self.logs.0.is_empty()).find_map(|log| log.sync_above().err()) {
-            tracing::warn!("a spool log stays until the next mount: {e}");
-            self.logs.0.clear();
-        }
-    }
-}
-
-impl Landed {
-    /// The layer, for as long as its logs are there.
-    pub(super) fn layer(&self) -> Option<&Arc<Layer>> {
-        self.layer.as_ref()
-    }
-
-    pub(super) fn new(layer: Option<Arc<Layer>>, above: &Layer) -> Landed {
-        let logs = layer.iter().flat_map(|l| l.logs().iter().cloned()).collect();
-        Landed { layer, logs: DestroyLogs(logs), above: above.logs().to_vec() }
-    }
-}
-
 /// A file whose name another machine took away while this one had written to it.
 pub struct Orphan {
     pub(super) dir: DirId,
@@ -80,8 +52,11 @@ pub struct Orphan {
 }
 
 /// Contents on their way to become a file of their own.
+#[derive(Clone)]
 pub struct Beaten {
     kind: ConflictKind,
+    /// Parts of what lies below cannot be had: they are zeros in the copy, and its name says so.
+    incomplete: bool,
     /// See [`Orphan::named`].
     pub(super) named: bool,
     dir: DirId,
@@ -102,7 +77,20 @@ impl Beaten {
     pub(super) fn found(dir: DirId, entry: Arc<Entry>, layer: Layer, version: Option<Version>, size: u64) -> Beaten {
         let logs = layer.logs().to_vec();
         let (kind, layers) = (ConflictKind::Contents, vec![Arc::new(layer)]);
-        Beaten { kind, named: false, dir, entry, layers, logs, version, below: None, winner: None, size, times: None }
+        Beaten {
+            kind,
+            incomplete: false,
+            named: false,
+            dir,
+            entry,
+            layers,
+            logs,
+            version,
+            below: None,
+            winner: None,
+            size,
+            times: None,
+        }
     }
 
     /// Bytes of the version below from here on do not show.
@@ -129,13 +117,6 @@ pub(super) fn stuck() -> Error {
         Kind::Stale,
         "the version of a file that was edited here was replaced by another machine and cannot be put together",
     )
-}
-
-/// Notes in a layer's log that its file was unlinked here.
-pub(super) fn note_gone(layer: &Layer, spool: &crate::write::spool::Spool) {
-    if let Err(e) = layer.note_gone(spool) {
-        tracing::debug!("the spool could not note that a file was unlinked: {e}");
-    }
 }
 
 impl Pieces {
@@ -179,7 +160,13 @@ impl Plain for Pieces {
             let (mut at, end) = (gap.start, gap.end.min(size));
             while at < end {
                 let len = (end - at).min(READ_STEP).min(seg - at % seg);
-                let bytes = self.below(at, len).await?;
+                let bytes = match self.below(at, len).await {
+                    Err(e) if self.of.incomplete && hopeless(&e) => {
+                        at += len;
+                        continue;
+                    }
+                    bytes => bytes?,
+                };
                 if bytes.is_empty() {
                     return fail(Kind::Corrupt, "the stored file is shorter than it must be");
                 }
@@ -257,7 +244,20 @@ impl Fs {
         live.notice = true;
         let (won, winner) = (Version::of(&winner), Some(winner));
         let (kind, named) = (ConflictKind::Contents, false);
-        live.beaten.push(Arc::new(Beaten { kind, named, dir, entry, layers, logs, version, below, winner, size, times }));
+        live.beaten.push(Arc::new(Beaten {
+            kind,
+            incomplete: false,
+            named,
+            dir,
+            entry,
+            layers,
+            logs,
+            version,
+            below,
+            winner,
+            size,
+            times,
+        }));
         drop(live);
         self.forget_pages(file);
         let place = file.place.lock().clone();
@@ -306,7 +306,20 @@ impl Fs {
         (live.saved, live.unborn, live.unlinked, live.unsaved_bytes) = (live.changes, false, true, 0);
         live.notice = file.opens.load(Ordering::Acquire) > 0;
         let (kind, named, dir, entry) = (ConflictKind::Rescued, o.named, o.dir, o.entry);
-        live.beaten.push(Arc::new(Beaten { kind, named, dir, entry, layers, logs, version, below, winner: None, size, times }));
+        live.beaten.push(Arc::new(Beaten {
+            kind,
+            incomplete: false,
+            named,
+            dir,
+            entry,
+            layers,
+            logs,
+            version,
+            below,
+            winner: None,
+            size,
+            times,
+        }));
         drop(live);
         drop(io);
         self.forget_pages(file);
@@ -420,6 +433,14 @@ impl Fs {
                     file.live.lock().beaten.remove(0);
                     drop(self.take_name_away(&b));
                 }
+                Err(e) if hopeless(&e) && !b.incomplete => {
+                    tracing::warn!("parts of a version that another machine replaced are gone; what was written is kept: {e}");
+                    let kept = Beaten { incomplete: true, kind: ConflictKind::Incomplete, ..Beaten::clone(&b) };
+                    if let Some(first) = file.live.lock().beaten.first_mut() {
+                        *first = Arc::new(kept);
+                    }
+                    drop(self.take_name_away(&b));
+                }
                 Err(e) if hopeless(&e) => {
                     {
                         let mut live = file.live.lock();
@@ -509,12 +530,13 @@ impl Fs {
             let name = self.conflict_name(st, dir, &name);
             return (dir, name);
         }
-        if let Some((dir, e)) = shown(st, b) {
+        if let Some((dir, e)) = shown(st, b).filter(|_| !b.incomplete) {
             return (dir, e.name.clone());
         }
         let dir = if st.dirs.get(&b.dir).is_some_and(|c| !c.dead) { b.dir } else { st.root };
         let free = st.dirs.get(&dir).is_none_or(|c| c.dir.get(&b.entry.name).is_none());
         match b.kind == ConflictKind::Rescued && free {
+            _ if b.incomplete => (dir, self.noted_name(st, dir, &b.entry.name, ", incomplete")),
             true => (dir, b.entry.name.clone()),
             false => (dir, self.conflict_name(st, dir, &b.entry.name)),
         }

@@ -106,7 +106,9 @@ pub struct Conflicts {
     pub settled: u64,
     /// Versions of files on their way to become files of their own.
     pub waiting: u64,
-    /// Versions that cannot be put together; what was written is in the spool.
+    /// Settled ones whose copy has zeros for parts that are gone from the bucket; their names have "incomplete" in them.
+    pub incomplete: u64,
+    /// Versions that cannot be kept; what was written is in the spool.
     pub stuck: u64,
 }
 

@@ -5,8 +5,9 @@
 
 use super::attr::with_times;
 use super::file::{File, Froze, Io, Version};
+use super::landed::Landed;
 use super::moves::apart;
-use super::rescue::{Landed, Orphan};
+use super::rescue::Orphan;
 use super::state::State;
 use super::{Doomed, Fs};
 use crate::env::failpoint::reach;

@@ -137,31 +137,34 @@ fn an_edit_of_a_part_is_put_together_from_what_the_winner_kept() {
 }
 
 #[test]
-fn what_cannot_be_put_together_stays_in_the_spool() {
+fn what_cannot_be_put_together_is_kept_as_an_incomplete_file() {
     let len = 5 * SEG as usize;
-    let (world, a, b) = two(Mode::ZeroKnowledge, |m| m.put("f", &data(1, len)));
-    let (ino, opened) = b.open("f", libc::O_RDWR).unwrap();
+    let (world, a, b) = two(Mode::ZeroKnowledge, |m| m.put("f.dcm", &data(1, len)));
+    let (ino, opened) = b.open("f.dcm", libc::O_RDWR).unwrap();
     b.read_open((ino, opened.fh), 0, 10).unwrap();
     b.fs.drop_caches();
     b.write((ino, opened.fh), 4 * SEG, b"edit").unwrap();
-    a.put("f", &data(2, len));
+    a.put("f.dcm", &data(2, len));
     a.drain();
     let told = b.wait(b.fs.fsync(WHO, ino, opened.fh, false)).unwrap_err();
     assert_eq!(told.kind(), Kind::Stale);
-    assert_eq!(b.wait(b.fs.fsync(WHO, ino, opened.fh, false)).map_err(|e| e.kind()), Ok(()));
     b.close((ino, opened.fh)).unwrap();
-    crate::conflict::until("it is known", || kinds(&b) == [ConflictKind::Stuck]);
+    b.drain();
+    assert_eq!(kinds(&b), [ConflictKind::Incomplete]);
     let mut status = smpfs::fs::status::Status::default();
     b.fs.fill_status(&mut status);
-    assert_eq!((status.conflicts.stuck, status.pending.files), (1, 1));
-    assert_eq!(b.disk.list("spool").unwrap().len(), 1);
-    let obstacle = b.wait(b.fs.drain(Some(Duration::from_millis(300)), &|_| {})).unwrap_err();
-    assert_eq!(obstacle.kind(), Kind::Stale);
-    assert!(b.get("f").unwrap() == data(2, len));
+    assert_eq!((status.conflicts.incomplete, status.conflicts.stuck, status.pending.files), (1, 0, 0));
+    assert!(b.disk.list("spool").unwrap().is_empty());
     a.drain();
-    assert!(seen(&world) == files(&[("f", data(2, len))]));
-    b.kill();
+    let other = world.fresh();
+    assert!(other.get("f.dcm").unwrap() == data(2, len));
+    let name = other.names("").into_iter().find(|n| n != "f.dcm").unwrap();
+    assert!(name.starts_with("f (conflict, b, ") && name.ends_with(", incomplete).dcm"), "{name}");
+    let kept = other.get(&name).unwrap();
+    let at = 4 * SEG as usize;
+    assert!(kept.len() == len && kept[at..at + 4] == *b"edit" && kept[..at].iter().chain(&kept[at + 4..]).all(|byte| *byte == 0));
     a.unmount();
+    b.unmount();
 }
 
 #[test]
