@@ -271,16 +271,32 @@ impl Place {
         Ok(())
     }
 
-    /// With `lazy`, also when a shell of the user's stands in it.
-    fn unmount(&self, lazy: bool) -> Outcome<()> {
-        unmount::unmount(&self.runtime, &self.mount, lazy, None, false)
+    /// With `force`, also when a shell of the user's stands in it.
+    fn unmount(&self, force: bool) -> Outcome<()> {
+        self.end(force, None, false)
+    }
+
+    fn end(&self, force: bool, limit: Option<Duration>, quiet: bool) -> Outcome<()> {
+        let unmount = || unmount::unmount(&self.runtime, &self.mount, false, limit, quiet);
+        match unmount() {
+            Err(busy) if force && busy.exit() == Exit::Busy => {
+                if let Some(stream) = client::connect(&socket::path_of(&self.runtime, &self.mount))? {
+                    let pid = nix::unistd::Pid::from_raw(client::status(stream)?.pid as i32);
+                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+                }
+                // It detaches in a moment.
+                std::thread::sleep(Duration::from_millis(200));
+                unmount()
+            }
+            ended => ended,
+        }
     }
 
     /// Unmounts what is still mounted and removes what was made.
     fn clean(&self, keep: bool) -> Outcome<()> {
         let serving = client::connect(&socket::path_of(&self.runtime, &self.mount))?.is_some();
         if serving {
-            unmount::unmount(&self.runtime, &self.mount, true, Some(UPLOADS), true)?;
+            self.end(true, Some(UPLOADS), true)?;
         }
         crate::fuse::clear_stale(&self.mount)?;
         // Removing below a mount would empty the volume: only an empty, unmounted directory goes away like this.

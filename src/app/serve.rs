@@ -3,6 +3,7 @@
 //! ```text
 //!              TERM/INT, unmount request                all uploaded
 //!   Serving ────────────────────────────> Draining ─────────────────> wiped, exit 0
+//!      ├─ lazily: serves what is open ───────┤ │
 //!      └────── umount(8) by anybody ─────────┘ │ second TERM/INT, unmount-timeout after a signal
 //!                                              └────────> caches wiped, sealed journal kept, exit 6
 //! ```
@@ -14,7 +15,7 @@ use super::logs::LogHandle;
 use super::mounted::Mounted;
 use super::socket::{Listener, Phase, Server, Unmount, still_pending};
 use super::status::unsent;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, fail};
 use crate::store::temporary;
 use sd_notify::NotifyState;
 use std::sync::Arc;
@@ -116,7 +117,7 @@ impl Daemon {
             tokio::pin!(accepting);
             let life = async {
                 let cause = match ready {
-                    Ok(()) => serving(&*mounted, &mut self.signals, &self.log, &mut unmounts).await,
+                    Ok(()) => serving(&*mounted, &mut self.signals, &self.log, &mut unmounts, &phase).await,
                     Err(e) => {
                         tracing::warn!("unmounting again: {e}");
                         let _ = mounted.detach(true).await;
@@ -143,20 +144,37 @@ impl Daemon {
 }
 
 /// Until it is unmounted, whoever does it.
-async fn serving(mounted: &dyn Mounted, signals: &mut Signals, log: &LogHandle, unmounts: &mut mpsc::Receiver<Unmount>) -> Cause {
+///
+/// Taken out of the tree lazily, it goes on for as long as something is open in it.
+async fn serving(
+    mounted: &dyn Mounted,
+    signals: &mut Signals,
+    log: &LogHandle,
+    unmounts: &mut mpsc::Receiver<Unmount>,
+    phase: &watch::Sender<Phase>,
+) -> Cause {
+    let mut lingers = false;
     let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
     let mut tick = interval(watchdog.unwrap_or(Duration::from_secs(3600)).max(Duration::from_millis(100)));
     loop {
         tokio::select! {
             () = mounted.detached() => {
-                tracing::info!("unmounted from outside; uploading what is left");
-                return Cause::Kernel;
+                tracing::info!("{}; uploading what is left", if lingers { "the last file was closed" } else { "unmounted from outside" });
+                return if lingers { Cause::Request } else { Cause::Kernel };
             }
             Some(request) = unmounts.recv() => {
-                let result = mounted.detach(request.lazy).await.map_err(Failure::from);
+                let result = match lingers {
+                    true if request.lazy => Ok(()),
+                    true => fail(Kind::Busy, "files of the mount are still open, though it is out of the directory tree"),
+                    false => mounted.detach(request.lazy).await,
+                };
                 let detached = result.is_ok();
-                let _ = request.answer.send(result);
-                if detached {
+                lingers |= detached && request.lazy;
+                if lingers {
+                    let _ = phase.send(Phase::Lingering);
+                }
+                let _ = request.answer.send(result.map_err(Failure::from));
+                if detached && !lingers {
                     return Cause::Request;
                 }
             }

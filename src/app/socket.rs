@@ -32,6 +32,8 @@ const MAX_CONNECTIONS: usize = 16;
 const MAX_REQUEST: u64 = 4096;
 /// A client that says nothing for so long is let go.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an unmount waits for files that are open before it says that it does not.
+const LINGER: Duration = Duration::from_secs(1);
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
@@ -71,6 +73,8 @@ pub enum Reply {
 pub enum Phase {
     /// Mounted.
     Serving,
+    /// Taken out of the directory tree while files are open, which are served until they are closed.
+    Lingering,
     /// Unmounted, uploading.
     Draining,
     /// Over.
@@ -213,16 +217,19 @@ impl Server {
         {
             return say(to, &Reply::Failed(failure)).await;
         }
-        let mut phase = self.phase.clone();
+        let (mut phase, since) = (self.phase.clone(), Instant::now());
         loop {
-            let ended = match &*phase.borrow_and_update() {
-                Phase::Ended(how) => Some(how.clone()),
-                _ => None,
+            let (ended, lingers) = match &*phase.borrow_and_update() {
+                Phase::Ended(how) => (Some(how.clone()), false),
+                now => (None, matches!(now, Phase::Lingering)),
             };
             match ended {
                 Some(Ok(())) => return say(to, &Reply::Done).await,
                 Some(Err(failure)) => return say(to, &Reply::Failed(failure)).await,
                 None => {}
+            }
+            if lingers && since.elapsed() >= LINGER {
+                return say(to, &Reply::Failed(lingering())).await;
             }
             let pending = self.mounted.status().pending;
             say(to, &Reply::Progress(pending)).await?;
@@ -237,6 +244,13 @@ impl Server {
 fn pause_until(deadline: Option<Instant>) -> Option<Duration> {
     let left = deadline.map_or(PROGRESS_EVERY, |d| d.saturating_duration_since(Instant::now()));
     (!left.is_zero()).then(|| left.min(PROGRESS_EVERY))
+}
+
+/// The sentence for a lazy unmount while files are open.
+fn lingering() -> Failure {
+    let what =
+        "unmounted, but files are open: they are served until they are closed, and then smpfs uploads what is left and ends";
+    Failure::new(Exit::Pending, what)
 }
 
 /// The sentence for an unmount whose time was over.

@@ -1,7 +1,7 @@
 //! The whole path through the real binary and the real kernel: init, mount, files, status, unmount, signals, a killed daemon.
 //! Skipped (and said so) where there is no /dev/fuse.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -189,16 +189,30 @@ fn open_files_refuse_an_unmount_and_lazy_takes_it_away() {
     world.mount(&[]);
     let mnt = world.mnt();
     std::fs::write(mnt.join("f"), b"hello").unwrap();
-    let open = std::fs::File::open(mnt.join("f")).unwrap();
+    let open = std::fs::File::options().read(true).write(true).open(mnt.join("f")).unwrap();
     let (code, _, err) = world.run(&["unmount", mnt.to_str().unwrap()]);
     assert_eq!(code, 7, "{err}");
     assert!(err.contains(&format!("`fuser -vm {}`", mnt.display())), "{err}");
     assert_eq!(std::fs::read(mnt.join("f")).unwrap(), b"hello");
-    world.ok(&["unmount", "--lazy", mnt.to_str().unwrap()]);
+    let (code, _, err) = world.run(&["unmount", "--lazy", mnt.to_str().unwrap()]);
+    assert!(code == 6 && err.contains("until they are closed"), "{code} {err}");
     assert!(!world.mounted());
+    // What is open lives on, with all that it can do.
+    let mut bytes = [0; 5];
+    open.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"hello");
+    open.write_all_at(b" world", 5).unwrap();
+    open.sync_all().unwrap();
+    let (code, _, err) = world.run(&["unmount", mnt.to_str().unwrap()]);
+    assert_eq!(code, 7, "{err}");
     drop(open);
+    until("its end", || match world.run(&["unmount", mnt.to_str().unwrap()]).0 {
+        // The kernel tells of the last close a moment later.
+        7 => false,
+        code => [0, 9].contains(&code),
+    });
     world.mount(&[]);
-    assert_eq!(std::fs::read(mnt.join("f")).unwrap(), b"hello");
+    assert_eq!(std::fs::read(mnt.join("f")).unwrap(), b"hello world");
     world.unmount();
 }
 
