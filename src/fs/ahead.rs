@@ -72,6 +72,21 @@ impl Fs {
         r.start * seg..r.end * seg
     }
 
+    /// Plaintext bytes of finished parts.
+    fn bytes_of(&self, started: &Started) -> u64 {
+        started.parts.keys().map(|n| self.part_bytes(*n)).map(|r| r.end - r.start).sum()
+    }
+
+    /// Bytes of a file that the bucket has before the file is saved.
+    pub(super) fn bytes_ahead(&self, file: &File) -> u64 {
+        file.ahead.lock().started.as_ref().map_or(0, |(_, started)| self.bytes_of(started))
+    }
+
+    /// What was uploaded ahead goes into the version that is being saved.
+    pub(super) fn count_ahead(&self, file: &File, started: &Started) {
+        file.live.lock().sent_bytes += self.bytes_of(started);
+    }
+
     /// Called with every write, the file's layers locked: begins the next part when it is complete.
     pub(super) fn stream_ahead(&self, file: &Arc<File>, io: &Io, crowded: bool) {
         if crowded {

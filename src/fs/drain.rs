@@ -56,11 +56,12 @@ impl Fs {
         let names = st.dirs.values().map(|c| c.dir.pending_count() as u64).sum::<u64>() + st.unborn.len() as u64;
         let mut p = Pending { names, sent_bytes: self.sent_bytes.load(Ordering::Relaxed), ..Pending::default() };
         for file in st.all_files() {
+            let ahead = self.bytes_ahead(file);
             let live = file.live.lock();
             p.files += live.stuck.len() as u64;
             if live.dirty() {
                 p.files += 1;
-                p.bytes += live.unsaved_bytes.saturating_sub(live.sent_bytes);
+                p.bytes += live.unsaved_bytes.saturating_sub(live.sent_bytes + ahead);
             }
         }
         p

@@ -369,6 +369,7 @@ impl Fs {
         let fresh = plan.iter().take_while(|s| **s == SegPlan::Fresh).count() as u64;
         started.parts.retain(|n, _| self.uploader.limits().body_part(*n).end <= fresh);
         if first && !started.parts.is_empty() {
+            self.count_ahead(file, &started);
             return Some((key, started));
         }
         self.uploader.abort(&key, &started.id).await;

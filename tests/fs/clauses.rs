@@ -9,7 +9,7 @@ use smpfs::fs::Options;
 use smpfs::ops::{FileType, NewNode, Ops, ROOT};
 use smpfs::store::layers::{Fault, Verb};
 use smpfs::store::{Cond, Span};
-use smpfs::types::Mode;
+use smpfs::types::{Mode, Suite};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -444,6 +444,34 @@ fn a_directory_with_a_file_that_is_empty_and_open_is_fsynced() {
     });
     done.expect("it ends").unwrap().unwrap();
     assert!(world.fresh().get("empty").unwrap().is_empty());
+    mount.close(at).unwrap();
+    mount.unmount();
+}
+
+/// What was uploaded while a file was written does not wait to be uploaded.
+#[test]
+fn what_is_uploaded_ahead_is_not_pending() {
+    let world = World::new(Mode::ZeroKnowledge, Suite::Aes256Gcm);
+    let mount = world.fresh();
+    let at = mount.create("f");
+    let size = 12 * crate::world::SEG;
+    for i in 0..12 {
+        mount.write(at, i * crate::world::SEG, &data(i as u8, crate::world::SEG as usize)).unwrap();
+    }
+    let mut left = size;
+    for _ in 0..500 {
+        let now = mount.fs.progress();
+        assert!(now.bytes <= size, "{now:?}");
+        assert_eq!(now.files, 1, "it is not saved: nobody has closed it");
+        left = now.bytes;
+        // The next part goes with the next write.
+        mount.write(at, size - 1, b"x").unwrap();
+        if left <= 4 * crate::world::SEG {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(left <= 4 * crate::world::SEG, "{left} of {size}");
     mount.close(at).unwrap();
     mount.unmount();
 }
