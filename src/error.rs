@@ -99,7 +99,9 @@ impl Kind {
             Kind::Invalid => "Check the arguments; `smpfs help` explains them.",
             Kind::Denied => "Check the permissions and the credentials of the store.",
             Kind::NotPermitted => "This operation is not allowed here.",
-            Kind::ReadOnly => "Mount without --read-only to change files.",
+            Kind::ReadOnly => {
+                "Mount without --read-only to change files; where it was, `smpfs status` says why it takes no changes."
+            }
             Kind::Locked => "Check the passphrase or the recovery code: either opens the volume.",
             Kind::Stale => "Another machine changed it first; open the file again.",
             Kind::Busy => "Close what uses it and try again.",

@@ -5,7 +5,7 @@
 //! them with [`store`]. `docs/ARCHITECTURE.md` has the picture, `docs/FORMAT.md` every byte that reaches a bucket or a disk.
 //!
 //! A module imports only from a lower rank, never from its own; `tests/tidy.rs` checks it:
-//! 9 `app` · 8 `fuse cli config` · 7 `control` · 6 `wipe scrub` · 5 `fs` · 4 `tree read write keyring audit` · 3 `sealedlog` ·
+//! 9 `app` · 8 `fuse cli config` · 7 `control` · 6 `wipe scrub` · 5 `fs` · 4 `tree read write keyring audit lease` · 3 `sealedlog` ·
 //! 2 `format store` · 1 `crypto ops disk env` · 0 `types error`.
 
 #![warn(missing_docs)]
@@ -23,6 +23,7 @@ pub mod format;
 pub mod fs;
 pub mod fuse;
 pub mod keyring;
+pub mod lease;
 pub mod ops;
 pub mod read;
 pub mod scrub;

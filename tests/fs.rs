@@ -16,6 +16,8 @@ mod crash;
 mod directed;
 #[path = "fs/hold.rs"]
 mod hold;
+#[path = "fs/lease.rs"]
+mod lease;
 #[path = "fs/links.rs"]
 mod links;
 #[path = "fs/moves.rs"]

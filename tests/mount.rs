@@ -21,6 +21,8 @@ mod damage;
 mod extremes;
 #[path = "mount/failpoints.rs"]
 mod failpoints;
+#[path = "mount/lease.rs"]
+mod lease;
 #[path = "mount/links.rs"]
 mod links;
 #[path = "mount/machines.rs"]
@@ -31,6 +33,8 @@ mod outage;
 mod posix;
 #[path = "mount/process.rs"]
 mod process;
+#[path = "support/rclone.rs"]
+mod rclone;
 #[path = "mount/scrub.rs"]
 mod scrub;
 #[path = "mount/secrets.rs"]

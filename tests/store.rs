@@ -11,6 +11,10 @@ mod contract;
 #[path = "store/dir.rs"]
 mod dir;
 #[cfg(feature = "s3")]
+#[allow(dead_code)] // other tests use the rest
+#[path = "support/rclone.rs"]
+mod rclone;
+#[cfg(feature = "s3")]
 #[path = "store/s3.rs"]
 mod s3;
 

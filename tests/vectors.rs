@@ -17,13 +17,14 @@ use smpfs::crypto::secmem::SecretKey;
 use smpfs::error::{Error, Kind, Result};
 use smpfs::format::config::Config;
 use smpfs::format::index::{IndexNode, Role};
+use smpfs::format::lease::Lease;
 use smpfs::format::log::{LogId, LogKey, LogKind, seal_header};
 use smpfs::format::names::Place;
 use smpfs::format::object::{Expect, ObjectRoot, Opening, check_version};
 use smpfs::format::slot::{Credential, RecoveryCode};
 use smpfs::format::trailer::trailer_hash;
 use smpfs::format::{Failure, Geometry};
-use smpfs::types::{FileId, Hash, Mode, Suite};
+use smpfs::types::{FileId, Hash, Mode, Suite, Time};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -334,6 +335,26 @@ fn golden_buckets_and_log() {
         key.seal(seq, offset, 7, &[payload], &mut bytes).unwrap();
     }
     committed("log.smp", &bytes);
+}
+
+#[test]
+fn golden_lease() {
+    let world = small(Mode::ZeroKnowledge, Suite::Aes256Gcm);
+    let time = |sec| Time { sec, nsec: 5 };
+    let (holder, mount) = (fixed("lease holder"), fixed("lease mount"));
+    let (taken, issued, host) = (time(1_700_000_000), time(1_700_000_600), "kl\u{e4}r-2".to_owned());
+    let lease = Lease { holder, mount, sequence: 31, taken, issued, period: 60, host };
+    let bytes = lease.seal(&world.keys, &fixed("lease salt")).unwrap();
+    assert_eq!(Lease::open(&world.keys, &bytes).unwrap(), lease);
+    committed("lease.smp", &bytes);
+    let value = json!({ "world": world_json(&world), "holder": hex(&holder), "mount": hex(&mount), "sequence": 31,
+        "taken": [taken.sec, taken.nsec], "issued": [issued.sec, issued.nsec], "period": 60, "host": lease.host });
+    committed_json("lease.json", &value);
+    for at in 0..bytes.len() {
+        let mut bad = bytes.clone();
+        bad[at] ^= 0x10;
+        assert_class(&format!("lease, byte {at}"), Lease::open(&world.keys, &bad).map(drop), Failure::Lease);
+    }
 }
 
 /// Runs the independent reader; `None` (and a line that says so) where Python or its `cryptography` package is missing.

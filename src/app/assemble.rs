@@ -1,6 +1,7 @@
 //! An unlocked volume becomes a mount: local state, caches, filesystem, control tree, kernel.
 
 use super::join::{Unlocked, mount_options, volume_dir};
+use super::lease;
 use super::live::{Facts, Live, Local, Reporter, Teller};
 use super::mounted::Mounted;
 use super::plan::Plan;
@@ -13,6 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fs::{self, Fs, FsParts, Recovered};
 use crate::fuse::MountOptions;
 use crate::keyring::Volume;
+use crate::lease::Keeper;
 use crate::read::budget::MIN_BUDGET;
 use crate::read::cache::LowerCache;
 use crate::read::diskcache::DiskCache;
@@ -61,7 +63,7 @@ fn fs_options(config: &Config, read_only: bool) -> fs::Options {
         deadline: config.operation_timeout,
         uploads: config.upload_concurrency.max(1) as usize,
         retry: (config.retry_base, config.retry_cap),
-        host: nix::unistd::gethostname().map_or_else(|_| "a machine".to_owned(), |h| h.to_string_lossy().into_owned()),
+        host: lease::host(),
         ..fs::Options::default()
     }
 }
@@ -84,7 +86,7 @@ fn open_cache(config: &Config, chunk: u64, env: &Env) -> Option<(Arc<DiskCache>,
     made.map_err(|e| tracing::warn!("mounting without a disk cache: {e}")).ok()
 }
 
-/// Local state of a volume, opened and locked.
+/// Local state of a volume, opened and locked, but for its cache.
 struct Opened {
     disk: Arc<dyn Disk>,
     local: Local,
@@ -100,19 +102,24 @@ fn open_local(config: &Config, volume: &Volume, env: &Env) -> Result<Opened> {
     let quarantine = Quarantine::open(disk.clone(), "quarantine", id, &wrap, env, audit::QuarantineLimits::default())?;
     let reporter = Arc::new(Reporter::new(audit, quarantine, env.clone()));
     let known = Arc::new(volume.known(disk.clone(), "known", env)?);
-    let cache = open_cache(config, volume.info.params.geometry.chunk_size(), env);
-    Ok(Opened { disk, local: Local { lock, known, cache }, reporter })
+    Ok(Opened { disk, local: Local { lock, known, cache: None }, reporter })
 }
 
 /// The filesystem over it, with its root read: a mount whose root cannot be read does not begin.
-async fn open_fs(config: &Config, unlocked: &Unlocked, o: &Opened, env: &Env, read_only: bool) -> Result<(Arc<Fs>, Reader)> {
+async fn open_fs(
+    config: &Config,
+    unlocked: &Unlocked,
+    o: &Opened,
+    env: &Env,
+    mut options: fs::Options,
+) -> Result<(Arc<Fs>, Reader)> {
     let (volume, store) = (&unlocked.volume, &unlocked.stack.store);
     let (read_budget, upload_memory) = shares(config.memory_budget.0);
     let lower = o.local.cache.as_ref().map(|(c, _)| c.clone() as Arc<dyn LowerCache>);
     let (params, keys) = (volume.info.params, volume.keys.clone());
-    let options = read_options(config, read_budget);
-    let reader = Reader::new(store.clone(), params, keys.clone(), o.reporter.clone(), lower, options)?;
-    let root_time = Time { sec: volume.info.created, nsec: 0 };
+    let reading = read_options(config, read_budget);
+    let reader = Reader::new(store.clone(), params, keys.clone(), o.reporter.clone(), lower, reading)?;
+    options.root_time = Time { sec: volume.info.created, nsec: 0 };
     let parts = FsParts {
         store: store.clone(),
         keys,
@@ -126,7 +133,7 @@ async fn open_fs(config: &Config, unlocked: &Unlocked, o: &Opened, env: &Env, re
         upload_memory,
         sink: o.reporter.clone(),
         env: env.clone(),
-        options: fs::Options { root_time, ..fs_options(config, read_only) },
+        options,
     };
     let (fs, found) = Fs::open(parts).await?;
     if found != Recovered::default() {
@@ -141,12 +148,30 @@ async fn open_fs(config: &Config, unlocked: &Unlocked, o: &Opened, env: &Env, re
 }
 
 /// Mounts an unlocked volume.
-pub async fn assemble(plan: &Plan, unlocked: Unlocked) -> Result<Arc<dyn Mounted>> {
+pub async fn assemble(plan: &Plan, mut unlocked: Unlocked) -> Result<Arc<dyn Mounted>> {
     let config = &plan.config;
     let env = Env::real();
     let read_only = config.read_only || !unlocked.stack.store.caps().write;
-    let opened = open_local(config, &unlocked.volume, &env)?;
-    let (fs, reader) = open_fs(config, &unlocked, &opened, &env, read_only).await?;
+    let mut opened = open_local(config, &unlocked.volume, &env)?;
+    // Before anything is read: what is known of the volume from now on no other machine changes.
+    let keeper = match read_only {
+        true => None,
+        false => lease::take(&mut unlocked, &*opened.disk, &env, plan.take_over, Some(opened.reporter.clone())).await?,
+    };
+    opened.local.cache = open_cache(config, unlocked.volume.info.params.geometry.chunk_size(), &env);
+    let options = fs::Options { lease: keeper.clone(), ..fs_options(config, read_only) };
+    let live = start(plan, unlocked, opened, &env, options).await;
+    if live.is_err() {
+        lease::release(keeper.as_ref()).await;
+    }
+    live
+}
+
+/// The same with everything that it needs in hand.
+async fn start(plan: &Plan, unlocked: Unlocked, opened: Opened, env: &Env, options: fs::Options) -> Result<Arc<dyn Mounted>> {
+    let config = &plan.config;
+    let (read_only, keeper): (bool, Option<Arc<Keeper>>) = (options.read_only, options.lease.clone());
+    let (fs, reader) = open_fs(config, &unlocked, &opened, env, options).await?;
     let Opened { local, reporter, .. } = opened;
     reporter.event(Event::Mount { read_only, version: env!("CARGO_PKG_VERSION").to_owned() });
     let Unlocked { stack, volume } = unlocked;
@@ -164,5 +189,5 @@ pub async fn assemble(plan: &Plan, unlocked: Unlocked) -> Result<Arc<dyn Mounted
     let runtime = tokio::runtime::Handle::current();
     let session = tokio::task::spawn_blocking(move || crate::fuse::mount(Arc::new(overlay), &dir, &options, runtime));
     let session = session.await.map_err(|e| Error::with_source(Kind::Bug, "mounting stopped", e))??;
-    Ok(Arc::new(Live { session: Arc::new(session), teller, local: parking_lot::Mutex::new(Some(local)) }))
+    Ok(Arc::new(Live { session: Arc::new(session), teller, keeper, local: parking_lot::Mutex::new(Some(local)) }))
 }

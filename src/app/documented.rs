@@ -113,6 +113,7 @@ fn events() -> Vec<Event> {
         Event::Wipe { files: 0, bytes: 0, failed: 0 },
         Event::Committed { file: s(), generation: 1 },
         Event::Conflict { kind: s(), file: s(), copy: s() },
+        Event::Lease { what: s(), detail: s() },
         Event::Control { action: s(), uid: 0, ok: true },
         Event::LocalDamage { log: s(), at: 0, lost: 0 },
         Event::Dropped { count: 1 },
@@ -135,11 +136,12 @@ fn place(event: &Event) -> usize {
         Event::Wipe { .. } => 8,
         Event::Committed { .. } => 9,
         Event::Conflict { .. } => 10,
-        Event::Control { .. } => 11,
-        Event::LocalDamage { .. } => 12,
-        Event::Dropped { .. } => 13,
-        Event::Rotated { .. } => 14,
-        Event::AuditBroken { .. } => 15,
+        Event::Lease { .. } => 11,
+        Event::Control { .. } => 12,
+        Event::LocalDamage { .. } => 13,
+        Event::Dropped { .. } => 14,
+        Event::Rotated { .. } => 15,
+        Event::AuditBroken { .. } => 16,
     }
 }
 

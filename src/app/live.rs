@@ -15,6 +15,7 @@ use crate::fs::status::{Fill, Health as HealthWord, Status};
 use crate::fs::{Fs, Sink};
 use crate::fuse::Session;
 use crate::keyring::{Known, VolumeInfo};
+use crate::lease::Keeper;
 use crate::ops::{Invalidate, Invalidations};
 use crate::read::diskcache::DiskCache;
 use crate::read::{CorruptReport, Reader, Witness};
@@ -270,6 +271,8 @@ pub struct Live {
     pub session: Arc<Session>,
     /// Status.
     pub teller: Arc<Teller>,
+    /// The lease, where the store takes one writer at a time.
+    pub keeper: Option<Arc<Keeper>>,
     /// Put away at the end.
     pub local: Mutex<Option<Local>>,
 }
@@ -325,6 +328,7 @@ impl Mounted for Live {
         let pending = t.fs.progress();
         let clean = pending.is_empty() && !keep_journal;
         reach("drained");
+        super::lease::release(self.keeper.as_ref()).await;
         t.fs.close()?;
         reach("journal-closed");
         let Some(local) = self.local.lock().take() else { return Ok(()) };

@@ -15,6 +15,7 @@ mod harden;
 mod init;
 mod install;
 mod join;
+mod lease;
 mod live;
 mod logs;
 mod mount;

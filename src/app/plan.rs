@@ -20,6 +20,8 @@ pub struct Plan {
     pub dir: PathBuf,
     /// Flags for the kernel.
     pub kernel: KernelFlags,
+    /// Take the volume's lease from whoever holds it.
+    pub take_over: bool,
     /// Sentences for the user.
     pub warnings: Vec<String>,
 }
@@ -39,7 +41,7 @@ impl Plan {
         {
             return fail(Kind::Invalid, format!("the bucket {} lies inside the mount point {}", path.display(), dir.display()));
         }
-        Ok(Plan { config: loaded.config, store, dir, kernel: given.kernel, warnings })
+        Ok(Plan { config: loaded.config, store, dir, kernel: given.kernel, take_over: given.take_over, warnings })
     }
 
     /// Where a daemon without journald logs.
@@ -95,6 +97,9 @@ pub fn serving_args(args: &MountArgs, config_file: Option<&Path>) -> Vec<OsStrin
     if args.sloppy {
         line.push("-s".into());
     }
+    if args.take_over {
+        line.push("--take-over".into());
+    }
     line.extend(["--".into(), OsString::from(&args.store), args.dir.clone().into_os_string()]);
     line
 }
@@ -116,10 +121,10 @@ mod tests {
     #[test]
     fn the_serving_process_gets_the_same_settings_and_no_terminal_options() {
         let line = "--config /c.toml mount -s -o ro,-x=1 -o uid=3 --cache-size 0 --allow-other --region=eu --passphrase-fd 5 \
-                    --passphrase-file /p --log-level debug -- -odd ./dir";
+                    --passphrase-file /p --log-level debug --take-over -- -odd ./dir";
         let (given, file) = parse(line.split_whitespace().map(OsString::from));
         let (served, served_file) = parse(serving_args(&given, file.as_deref()));
-        assert!(served.serve && served.sloppy && !served.foreground);
+        assert!(served.serve && served.sloppy && served.take_over && !served.foreground);
         assert_eq!(served.secret.passphrase_fd, None);
         assert_eq!((served_file, &served.store, &served.dir), (file, &given.store, &given.dir));
         assert_eq!(served.options, given.options);

@@ -2,6 +2,7 @@
 
 use super::failure::{Failure, Outcome};
 use super::join::{self, Unlocked};
+use super::lease;
 use super::logs::{self, Role};
 use super::scrub_state::State;
 use super::status::{count, size};
@@ -11,12 +12,14 @@ use crate::config::{Config, Value};
 use crate::crypto::sign::VerifyingKey;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result, fail};
+use crate::lease::Keeper;
 use crate::scrub::{self, Find, Gc, Progress, PublicParts, Repaired, Report, Root, Scrub, Seen, What};
 use crate::store::StoreSpec;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often progress is looked at.
@@ -55,6 +58,15 @@ impl Begun {
         let (secret, warnings) = secret::obtain(fd, &self.config)?;
         warnings.iter().for_each(|w| super::warn(w));
         Ok(self.runtime.block_on(join::unlock(&self.store, &self.config, secret))?)
+    }
+
+    /// Where the store takes one writer at a time: the lease, before anything is read that is to be changed.
+    fn lease(&self, unlocked: &mut Unlocked, state: &State) -> Outcome<Option<Arc<Keeper>>> {
+        if !state.ours && crate::lease::needed(&unlocked.stack.store.caps()) {
+            let what = "the volume is mounted on this machine, and its store takes one writer at a time: unmount it first";
+            return Err(Failure::new(Exit::Busy, what));
+        }
+        Ok(self.runtime.block_on(lease::take(unlocked, state.disk(), &Env::real(), false, None))?)
     }
 
     fn scrub(&self, unlocked: &Unlocked, state: &State, options: scrub::Options) -> Result<Scrub> {
@@ -97,7 +109,7 @@ pub fn run(args: &ScrubArgs, config_file: Option<PathBuf>) -> Outcome<()> {
         return keyless(&begun, args);
     }
     let options = begun.options(&args.volume, args.quick)?;
-    let unlocked = begun.unlock(args.volume.secret.passphrase_fd)?;
+    let mut unlocked = begun.unlock(args.volume.secret.passphrase_fd)?;
     let state = State::open(&begun.config, &unlocked, &Env::real())?;
     if !state.ours {
         super::warn(
@@ -109,9 +121,12 @@ pub fn run(args: &ScrubArgs, config_file: Option<PathBuf>) -> Outcome<()> {
             "an earlier mount on this machine left changes that are not in the bucket: mount the volume and unmount it first";
         return Err(Failure::new(Exit::Pending, what));
     }
+    let changes = args.repair || (args.gc && !args.dry_run);
+    let lease = if changes { begun.lease(&mut unlocked, &state)? } else { None };
     let scrub = begun.scrub(&unlocked, &state, options)?;
     let mut done = Done::default();
     let outcome = begun.runtime.block_on(whole(&scrub, args, &state, &mut done));
+    begun.runtime.block_on(lease::release(lease.as_ref()));
     let closed = state.close();
     let report = scrub.report();
     tell(&report, &done, args)?;
@@ -160,12 +175,19 @@ fn keyless(begun: &Begun, args: &ScrubArgs) -> Outcome<()> {
 pub fn recover(args: &RecoverArgs, config_file: Option<PathBuf>) -> Outcome<()> {
     let begun = begin(&args.volume, config_file)?;
     let options = begun.options(&args.volume, true)?;
-    let unlocked = begun.unlock(args.volume.secret.passphrase_fd)?;
+    let mut unlocked = begun.unlock(args.volume.secret.passphrase_fd)?;
     let state = State::open(&begun.config, &unlocked, &Env::real())?;
     if !state.ours {
         return Err(Failure::new(Exit::Busy, "the volume is mounted on this machine: unmount it first, here and elsewhere"));
     }
+    let lease = if args.dry_run { None } else { begun.lease(&mut unlocked, &state)? };
     let scrub = begun.scrub(&unlocked, &state, options)?;
+    let done = recover_with(&begun, args, &scrub, &state);
+    begun.runtime.block_on(lease::release(lease.as_ref()));
+    done
+}
+
+fn recover_with(begun: &Begun, args: &RecoverArgs, scrub: &Scrub, state: &State) -> Outcome<()> {
     let outlook = begun.runtime.block_on(watched(scrub.outlook(), || scrub.progress(), args.volume.quiet))?;
     if outlook.is_empty() {
         super::print("Nothing to recover: every index can be read, and no file is left over.\n");

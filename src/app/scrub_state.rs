@@ -68,6 +68,11 @@ impl State {
         }
     }
 
+    /// The local state's place on the disk.
+    pub fn disk(&self) -> &dyn Disk {
+        &*self.disk
+    }
+
     /// Writes what was done into the audit log: counts, never names.
     pub fn note(&self, action: String) {
         if let Some(r) = &self.told.reporter {

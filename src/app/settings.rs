@@ -30,6 +30,8 @@ pub struct Given {
     pub entries: Vec<Entry>,
     /// Kernel flags.
     pub kernel: KernelFlags,
+    /// `-o take-over`.
+    pub take_over: bool,
     /// `-o config=`.
     pub config_file: Option<PathBuf>,
     /// Options that `-s` made smpfs ignore.
@@ -38,7 +40,7 @@ pub struct Given {
 
 /// Collects what a mount's command line says.
 pub fn of_mount(args: &MountArgs) -> Result<Given> {
-    let mut given = Given::default();
+    let mut given = Given { take_over: args.take_over, ..Given::default() };
     for list in &args.options {
         for option in split(list)? {
             add_option(&mut given, meaning(option)?, args.sloppy)?;
@@ -54,6 +56,7 @@ pub fn of_mount(args: &MountArgs) -> Result<Given> {
 fn add_option(given: &mut Given, meaning: Meaning, sloppy: bool) -> Result<()> {
     match meaning {
         Meaning::Ignored => {}
+        Meaning::TakeOver => given.take_over = true,
         Meaning::Config(path) => given.config_file = Some(path.into()),
         Meaning::Kernel(KernelFlag::Suid(on)) => given.kernel.suid = on,
         Meaning::Kernel(KernelFlag::Dev(on)) => given.kernel.dev = on,
@@ -66,7 +69,7 @@ fn add_option(given: &mut Given, meaning: Meaning, sloppy: bool) -> Result<()> {
             (Some(key), None) => return fail(Kind::Invalid, format!("-o {name}: it needs a value ({})", key.kind)),
             (None, _) if sloppy => given.warnings.push(format!("the option `{name}` is unknown and ignored (-s)")),
             (None, _) => {
-                let also = ["config", "ro", "rw", "nosuid", "nodev", "noexec"];
+                let also = ["config", "take-over", "ro", "rw", "nosuid", "nodev", "noexec"];
                 return fail(Kind::Invalid, format!("-o: {}", config::unknown(&name, "option", &also)));
             }
         },
@@ -139,6 +142,8 @@ mod tests {
         assert_eq!(given.kernel, KernelFlags { suid: false, dev: false, exec: false });
         assert_eq!(given.config_file, Some("/c".into()));
         assert_eq!(given.entries[1].origin, "-o cache-size");
+        let by_hand = |line: &str| mount(line).unwrap().take_over;
+        assert_eq!(["", "-o take_over", "--take-over"].map(by_hand), [false, true, true]);
     }
 
     #[test]

@@ -4,7 +4,8 @@ use super::failure::{Failure, Outcome};
 use super::socket::{list, path_of};
 use super::{client, mountpoint, settings};
 use crate::cli::{Exit, StatusArgs};
-use crate::fs::status::{Fill, Pending, Status};
+use crate::fs::status::{Fill, Lease, Pending, Status};
+use crate::types::Time;
 use std::path::PathBuf;
 
 /// Runs it.
@@ -62,6 +63,9 @@ pub fn render(s: &Status) -> String {
         true => line("uploads", "all is in the bucket".to_owned()),
         false => line("uploads", format!("{} not in the bucket yet", unsent(&s.pending))),
     }
+    if let Some(text) = lease(&s.lease) {
+        line("lease", text);
+    }
     line("memory", fill(s.memory));
     line("disk cache", fill(s.disk_cache));
     line("spool", fill(s.spool));
@@ -112,6 +116,19 @@ pub fn render(s: &Status) -> String {
         line("last error", last.clone());
     }
     out
+}
+
+/// Where the store takes one writer at a time: whether that is us.
+fn lease(l: &Lease) -> Option<String> {
+    let at = |time: Option<i64>| Time { sec: time.unwrap_or_default(), nsec: 0 }.rfc3339();
+    let (since, renewed) = (at(l.since), at(l.renewed));
+    Some(match l.state.as_str() {
+        "" => return None,
+        "held" => format!("held since {since}, renewed {renewed}; the store takes one writer at a time"),
+        "lapsed" => format!("not renewed since {renewed}: read-only until the store answers"),
+        "lost" => format!("lost, renewed last {renewed}: another machine took it over, and this mount is read-only"),
+        other => format!("{other}, renewed last {renewed}"),
+    })
 }
 
 fn fill(f: Fill) -> String {
@@ -185,9 +202,16 @@ mod tests {
         for part in ["2 with other machines settled, 1 on the way", "1 copy incomplete: ", "1 version that cannot be kept"] {
             assert!(text.contains(part), "{part}:\n{text}");
         }
+        for (state, part) in
+            [("held", "held since 2023-11-14T22:13:20.000Z"), ("lapsed", "read-only until"), ("lost", "took it over")]
+        {
+            s.lease = Lease { state: state.into(), since: Some(1_700_000_000), renewed: Some(1_700_000_100) };
+            let text = render(&s);
+            assert!(text.contains("  lease       ") && text.contains(part), "{text}");
+        }
         s.pending = Pending { names: 3, ..Pending::default() };
         assert!(render(&s).contains("3 changes to names not in the bucket yet"), "names are no less than files");
-        assert!(!render(&Status::default()).contains("conflicts"));
+        assert!(!render(&Status::default()).contains("conflicts") && !render(&Status::default()).contains("lease"));
         assert!(render(&Status::default()).contains("all is in the bucket"));
     }
 }

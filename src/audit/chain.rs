@@ -237,19 +237,7 @@ impl Check {
 
 /// A time as RFC 3339 has it, in UTC, with milliseconds.
 pub fn rfc3339(t: Time) -> String {
-    // Days to civil date after Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms" (2013).
-    let (days, second) = (t.sec.div_euclid(86_400), t.sec.rem_euclid(86_400));
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let doe = shifted.rem_euclid(146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = yoe + era * 400 + i64::from(month <= 2);
-    let (h, m, s) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{:03}Z", t.nsec / 1_000_000)
+    t.rfc3339()
 }
 
 #[cfg(test)]

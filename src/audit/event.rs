@@ -97,6 +97,13 @@ pub enum Event {
         /// The file that this machine's version has become, if it has.
         copy: String,
     },
+    /// The lease of a store that takes one writer at a time changed hands, or was not renewed in time.
+    Lease {
+        /// `taken-over` by this mount from somebody; `lapsed`; or `lost` to somebody.
+        what: String,
+        /// Whose it was, or why: a sentence.
+        detail: String,
+    },
     /// Somebody used the control files or commands.
     Control {
         /// What was asked.

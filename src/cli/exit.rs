@@ -20,7 +20,7 @@ pub enum Exit {
     Corrupt = 5,
     /// Not everything is in the bucket yet; smpfs goes on uploading.
     Pending = 6,
-    /// In use: files are open, or it is mounted already.
+    /// In use: files are open, or it is mounted already, here or elsewhere.
     Busy = 7,
     /// The store or the system denies access.
     Denied = 8,
@@ -40,7 +40,7 @@ impl Exit {
         (Exit::Unreachable, "the store cannot be reached"),
         (Exit::Corrupt, "what the store holds failed verification"),
         (Exit::Pending, "not everything is in the bucket yet; smpfs goes on uploading"),
-        (Exit::Busy, "in use: files are open, or it is mounted already"),
+        (Exit::Busy, "in use: files are open, or it is mounted already, here or elsewhere"),
         (Exit::Denied, "the store or the system denies access"),
         (Exit::NotFound, "no such volume, store or mount"),
         (Exit::Finds, "scrub found something; its report says what"),

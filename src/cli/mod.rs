@@ -176,6 +176,9 @@ pub struct MountArgs {
     /// Ignore options that smpfs does not know
     #[arg(short = 's', long)]
     pub sloppy: bool,
+    /// Where the store takes one writer at a time: take the lease away from the machine that holds it
+    #[arg(long)]
+    pub take_over: bool,
     /// Check options, store entry and directory, and mount nothing
     #[arg(long)]
     pub dry_run: bool,

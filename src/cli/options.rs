@@ -20,6 +20,8 @@ pub enum Meaning {
     Config(String),
     /// Handed to the kernel.
     Kernel(KernelFlag),
+    /// `--take-over`.
+    TakeOver,
     /// A setting of smpfs: its name with `-` between words, and its value.
     Setting(String, Option<String>),
 }
@@ -140,6 +142,7 @@ pub fn meaning(option: RawOption) -> Result<Meaning> {
     }
     match (name.as_str(), value) {
         ("ro" | "rw", None) => Ok(Meaning::Setting("read-only".into(), Some((name == "ro").to_string()))),
+        ("take-over", None) => Ok(Meaning::TakeOver),
         ("config", Some(path)) => Ok(Meaning::Config(path)),
         ("remount", None) => {
             let what = "-o remount: smpfs changes no mount in place; unmount it and mount it again. What the kernel itself can do, read-only and \
@@ -192,6 +195,7 @@ mod tests {
         assert_eq!(one("rw").unwrap(), Meaning::Setting("read-only".into(), Some("false".into())));
         assert_eq!(one("allow_other").unwrap(), Meaning::Setting("allow-other".into(), None));
         assert_eq!(one("nosuid").unwrap(), Meaning::Kernel(KernelFlag::Suid(false)));
+        assert_eq!([one("take-over").unwrap(), one("take_over").unwrap()], [Meaning::TakeOver, Meaning::TakeOver]);
         assert_eq!(one("config=/etc/x").unwrap(), Meaning::Config("/etc/x".into()));
         let said = one("remount").unwrap_err();
         assert_eq!(said.kind(), Kind::Unsupported);

@@ -3,13 +3,20 @@
 pub mod failpoint;
 
 use crate::types::Time;
+use nix::time::ClockId;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Wall-clock time. (Durations and sleeps go through tokio's clock, which tests can pause.)
 pub trait Clock: Send + Sync + 'static {
     /// Now.
     fn now(&self) -> Time;
+    /// Time since some moment in the past, which never goes back, and goes on while the machine sleeps.
+    fn awake(&self) -> Duration {
+        // The kernel has had this clock since 2.6.39: without it there is no time to count from.
+        let now = ClockId::CLOCK_BOOTTIME.now().map(Duration::from);
+        now.unwrap_or_default()
+    }
 }
 
 /// Randomness fit for keys.

@@ -50,6 +50,8 @@ pub enum Failure {
     Mac,
     /// A local sealed log is damaged.
     Log,
+    /// A lease does not verify or is malformed.
+    Lease,
 }
 
 impl Failure {
@@ -77,6 +79,7 @@ impl Failure {
             Failure::Omission => "omission",
             Failure::Mac => "mac",
             Failure::Log => "log",
+            Failure::Lease => "lease",
         }
     }
 

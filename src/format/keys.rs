@@ -28,6 +28,7 @@ pub struct VolumeKeys {
     bind: SecretKey,
     links: DirRef,
     local_log: SecretKey,
+    lease: SecretKey,
     /// Key-encryption keys; epoch `e` is at `e - 1`.
     keks: Vec<SecretKey>,
 }
@@ -57,6 +58,7 @@ impl VolumeKeys {
             bind: key("bind"),
             links: DirRef { dir_id: DirId(links_id), dir_key: key("links-dir") },
             local_log: key("local-log"),
+            lease: key("lease"),
             keks,
         }
     }
@@ -89,6 +91,10 @@ impl VolumeKeys {
     /// Key that wraps the keys of local sealed logs.
     pub fn local_log(&self) -> &SecretKey {
         &self.local_log
+    }
+
+    pub(super) fn lease(&self) -> &SecretKey {
+        &self.lease
     }
 
     pub(super) fn config_mac(&self) -> &SecretKey {
@@ -217,7 +223,8 @@ mod tests {
     #[test]
     fn every_label_gives_another_key() {
         let vrk = SecretKey::new(&[1; 32]);
-        let labels = ["config-mac", "epochs", "owner-sign", "dir-name", "root-dir", "bind", "links-id", "links-dir", "local-log"];
+        let labels =
+            ["config-mac", "epochs", "owner-sign", "dir-name", "root-dir", "bind", "links-id", "links-dir", "local-log", "lease"];
         let keys: Vec<_> = labels.iter().map(|l| derive(&vrk, &VolumeId([2; 16]), l)).collect();
         for (i, a) in keys.iter().enumerate() {
             assert!(keys[i + 1..].iter().all(|b| a != b));

@@ -6,7 +6,7 @@
 //! - [`params`], [`geometry`], [`wire`], [`failure`]: constants of a volume, offset arithmetic, fields, failure classes
 //! - [`header`], [`segment`], [`manifest`], [`trailer`] and [`object`], which joins them: a sealed file
 //! - [`config`] and [`slot`]: the volume config and the ways to unlock it; [`keys`]: what follows from the volume root key
-//! - [`index`] and [`entry`]: directories; [`names`]: object keys
+//! - [`index`] and [`entry`]: directories; [`names`]: object keys; [`lease`]: who may write where a store has no conditional writes
 //! - [`log`]: sealed local logs
 
 pub mod config;
@@ -16,6 +16,7 @@ pub mod geometry;
 pub mod header;
 pub mod index;
 pub mod keys;
+pub mod lease;
 pub mod log;
 pub mod manifest;
 pub mod names;

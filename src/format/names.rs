@@ -7,6 +7,8 @@ use data_encoding::HEXLOWER;
 
 /// Key of the volume config.
 pub const CONFIG: &str = ".smpfs/volume";
+/// Key of the lease.
+pub const LEASE: &str = ".smpfs/lease";
 /// What the keys of index objects begin with.
 pub const INDEX_PREFIX: &str = ".smpfs/d/";
 /// What the keys of sealed files begin with, unless a file has a key of its own.

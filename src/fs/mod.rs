@@ -42,6 +42,7 @@ pub use recover::Recovered;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
+use crate::lease::Keeper;
 use crate::ops::Ino;
 use crate::read::{OpenObject, Reader};
 use crate::store::Store;
@@ -108,6 +109,8 @@ pub struct Options {
     pub retry: (Duration, Duration),
     /// This machine's name, for the names of conflicting files.
     pub host: String,
+    /// The lease under which changes are taken, where the store takes one writer at a time.
+    pub lease: Option<Arc<Keeper>>,
 }
 
 impl Default for Options {
@@ -130,6 +133,7 @@ impl Default for Options {
             max_names: crate::format::index::MAX_ENTRIES,
             retry: (Duration::from_secs(2), Duration::from_secs(60)),
             host: "another machine".to_owned(),
+            lease: None,
         }
     }
 }

@@ -39,7 +39,7 @@ impl Fs {
         if self.stopping.load(Ordering::Acquire) {
             return fail(Kind::Busy, "the volume is being unmounted");
         }
-        Ok(())
+        self.opts.lease.as_ref().map_or(Ok(()), |lease| lease.permit())
     }
 
     pub(super) fn found(&self, st: &State, ino: Ino) -> Result<Found> {

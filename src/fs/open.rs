@@ -16,6 +16,7 @@ use crate::format::keys::VolumeKeys;
 use crate::format::names::{INDEX_PREFIX, object_key};
 use crate::format::params::Params;
 use crate::keyring::{Known, ObjectName};
+use crate::lease::Standing;
 use crate::ops::{Invalidate, Invalidations};
 use crate::read::Reader;
 use crate::sealedlog::{LogKind, LogOwner};
@@ -342,7 +343,9 @@ impl Fs {
 
     /// Fills in what the filesystem knows of itself.
     pub fn fill_status(&self, s: &mut Status) {
-        s.read_only = self.opts.read_only;
+        let lease = self.opts.lease.as_ref().map(|keeper| keeper.account());
+        s.lease = lease.as_ref().map(|account| account.into()).unwrap_or_default();
+        s.read_only = self.opts.read_only || lease.as_ref().is_some_and(|account| account.standing != Standing::Held);
         let (used, limit) = self.spool.usage();
         s.spool = Fill { used, limit };
         s.open_files = self.handles.lock().len() as u64;
@@ -355,7 +358,8 @@ impl Fs {
             s.conflicts.waiting += live.beaten.len() as u64 + u64::from(live.orphan.is_some());
             s.conflicts.stuck += live.stuck.len() as u64;
         }
-        let failing = s.conflicts.stuck > 0 || st.files.values().any(|f| f.live.lock().error.is_some());
+        let held = lease.is_none_or(|account| matches!(account.standing, Standing::Held | Standing::Released));
+        let failing = !held || s.conflicts.stuck > 0 || st.files.values().any(|f| f.live.lock().error.is_some());
         s.health = match s.health {
             _ if self.stopping.load(Ordering::Acquire) => Health::Draining,
             Health::Ok if failing => Health::Degraded,

@@ -2,6 +2,7 @@
 //!
 //! It holds counts, sizes and states, never a key; the one path in it is the mount point, which the user chose.
 
+use crate::lease::{Account, Standing};
 use serde::{Deserialize, Serialize};
 
 /// How a mount is doing, in one word.
@@ -112,6 +113,31 @@ pub struct Conflicts {
     pub stuck: u64,
 }
 
+/// The lease under which a mount writes, where the store takes one writer at a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Lease {
+    /// `held`; `lapsed`: it could not be renewed in time, and nothing is written meanwhile; `lost`: another machine has it, and this
+    /// mount is read-only; `released`. Empty where none is needed.
+    pub state: String,
+    /// When this mount took it, seconds since 1970 UTC.
+    pub since: Option<i64>,
+    /// When it was renewed last, seconds since 1970 UTC.
+    pub renewed: Option<i64>,
+}
+
+impl From<&Account> for Lease {
+    fn from(a: &Account) -> Lease {
+        let state = match a.standing {
+            Standing::Held => "held",
+            Standing::Lapsed => "lapsed",
+            Standing::Lost => "lost",
+            Standing::Released => "released",
+        };
+        Lease { state: state.to_owned(), since: Some(a.taken.sec), renewed: Some(a.renewed.sec) }
+    }
+}
+
 /// A mount's own account of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -152,6 +178,8 @@ pub struct Status {
     pub trouble: Trouble,
     /// Conflicts with other machines.
     pub conflicts: Conflicts,
+    /// The lease of a store that takes one writer.
+    pub lease: Lease,
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use crate::error::{Error, Kind, Result};
 use crate::format::failure::Failure;
 use crate::format::geometry::{FOOT_LEN, HEADER_LEN, LEAF_LEN, MAX_SEGMENTS, MIN_OBJECT, TRAILER_LEN};
 use crate::format::index::{self, MAX_OBJECT};
-use crate::format::names::{CONFIG, INDEX_PREFIX, PROBE_PREFIX, file_of_key};
+use crate::format::lease;
+use crate::format::names::{CONFIG, INDEX_PREFIX, LEASE, PROBE_PREFIX, file_of_key};
 use crate::format::object::CheckedTrailer;
 use crate::format::segment::{PublicLeaves, body_root_of};
 use crate::format::trailer::OWNER;
@@ -82,6 +83,7 @@ impl PublicParts {
             let outcome = match key {
                 // Checked before anything else was.
                 CONFIG => Ok(()),
+                LEASE => self.lease().await,
                 _ if key.starts_with(INDEX_PREFIX) => self.index(key).await,
                 _ => self.object(key, tally).await,
             };
@@ -108,6 +110,11 @@ impl PublicParts {
     async fn index(&self, key: &str) -> Result<()> {
         let bytes = self.store.get(key, Span::Whole { max: MAX_OBJECT }, None).await?.bytes;
         index::verify_by(self.params.volume_id, |id| self.writer(id), &bytes).map(drop)
+    }
+
+    async fn lease(&self) -> Result<()> {
+        let bytes = self.store.get(LEASE, Span::Whole { max: lease::OBJECT_LEN as u64 }, None).await?.bytes;
+        lease::verify_by(self.params.volume_id, |id| self.writer(id), &bytes).map(drop)
     }
 
     async fn object(&self, key: &str, tally: &Tally) -> Result<()> {
@@ -192,7 +199,7 @@ fn chunks_of(chunk_stored: u64, stored: u64) -> Option<u32> {
 fn find(key: &str, e: &Error) -> Find {
     let what = match Failure::of(e) {
         Some(Failure::Index) => What::Index,
-        Some(Failure::Magic) | None => What::Foreign,
+        Some(Failure::Magic | Failure::Lease) | None => What::Foreign,
         Some(Failure::Length) if !key.starts_with(".smpfs/") => What::Foreign,
         _ => What::Corrupt,
     };

@@ -9,8 +9,9 @@ use crate::error::{Error, Kind, Result};
 use crate::format::Failure;
 use crate::format::geometry::{HEADER_LEN, MAX_SEGMENTS, MIN_OBJECT, TAIL_FETCH, TRAILER_LEN};
 use crate::format::index::{self, MAX_OBJECT};
+use crate::format::lease::{self, Lease};
 use crate::format::manifest::Hints;
-use crate::format::names::{CONFIG, INDEX_PREFIX, PROBE_PREFIX, is_readable_key, object_key};
+use crate::format::names::{CONFIG, INDEX_PREFIX, LEASE, PROBE_PREFIX, is_readable_key, object_key};
 use crate::format::object::CheckedTrailer;
 use crate::store::{ETag, Listed, Span};
 use crate::types::{FileId, Hash, Mode, Time};
@@ -96,7 +97,7 @@ impl Scrub {
             let mut old = Vec::new();
             for item in page.items {
                 self.tally.object(item.meta.len);
-                if item.key == CONFIG || tree.names(&item.key) {
+                if item.key == CONFIG || tree.names(&item.key) || (item.key == LEASE && self.is_lease().await?) {
                     continue;
                 }
                 let age = cutoff.zip(item.modified).is_some_and(|(cutoff, at)| at < cutoff);
@@ -144,6 +145,16 @@ impl Scrub {
             // Gone or replaced since the listing: the next run sees what it is now, and nothing is done to it in this one.
             Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Stale | Kind::TooLarge) => Ok(None),
             done => done,
+        }
+    }
+
+    /// Whether a lease lies in its place: it comes, changes and goes with the mount that holds it.
+    async fn is_lease(&self) -> Result<bool> {
+        match self.parts.store.get(LEASE, Span::Whole { max: lease::OBJECT_LEN as u64 }, None).await {
+            Ok(got) => Ok(Lease::open(&self.parts.keys, &got.bytes).is_ok()),
+            Err(e) if e.kind() == Kind::NotFound => Ok(true),
+            Err(e) if e.kind() == Kind::TooLarge => Ok(false),
+            Err(e) => Err(e),
         }
     }
 

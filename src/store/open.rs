@@ -70,6 +70,8 @@ impl Default for Options {
 pub struct Stack {
     /// The store.
     pub store: Arc<dyn Store>,
+    /// The same without limits, retries and gate, for small requests that must not wait behind transfers.
+    pub beside: Arc<dyn Store>,
     /// Counts.
     pub meter: Arc<Meter>,
     /// Whether it answers.
@@ -107,11 +109,12 @@ pub fn layer(base: Arc<dyn Store>, opts: &Options) -> Stack {
     let store: Arc<dyn Store> = Arc::new(Wrap::new(base, timeout));
     let store: Arc<dyn Store> = Arc::new(Wrap::new(store, Watch(health.clone())));
     let store: Arc<dyn Store> = Arc::new(Wrap::new(store, meter.clone()));
+    let beside = store.clone();
     let store: Arc<dyn Store> = Arc::new(Wrap::new(store, Limit::new(opts.max_requests, opts.up_limit, opts.down_limit)));
     let store: Arc<dyn Store> = Arc::new(Wrap::new(store, retry));
     let store: Arc<dyn Store> = Arc::new(Wrap::new(store, Gate(health.clone())));
     let store: Arc<dyn Store> = Arc::new(Wrap::new(store, probed.clone()));
-    Stack { store, meter, health, probed, env: opts.env.clone() }
+    Stack { store, beside, meter, health, probed, env: opts.env.clone() }
 }
 
 impl Stack {

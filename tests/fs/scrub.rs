@@ -290,7 +290,7 @@ fn a_flipped_bit_in_every_part_is_found_with_and_without_keys() {
     assert!(public.is_clean(), "{public:?}");
 }
 
-fn public(scene: &Scene) -> Report {
+pub fn public(scene: &Scene) -> Report {
     let parts = PublicParts {
         store: scene.world.bucket.clone(),
         params: scene.world.params,

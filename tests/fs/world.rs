@@ -156,6 +156,7 @@ impl World {
         };
         let stack = layer(base, &store_options);
         let store: Arc<dyn Store> = Arc::new(Wrap::new(stack.store, hold));
+        let store = options.lease.as_ref().map_or(store.clone(), |keeper| keeper.guard(store));
         let sink = Arc::new(Listener::default());
         let volume = self.params.volume_id;
         let known = Arc::new(Known::open_in(disk.clone(), "known", volume, self.keys.local_log(), &env).unwrap());

@@ -6,6 +6,7 @@ use smpfs::crypto::secmem::SecretKey;
 use smpfs::format::config::Config;
 use smpfs::format::header::Header;
 use smpfs::format::index::{self, DirRef, IndexNode};
+use smpfs::format::lease::Lease;
 use smpfs::format::log::{LogId, LogKey, LogKind, open_header};
 use smpfs::format::manifest::Manifest;
 use smpfs::format::names::{Place, file_of_key, is_readable_key, object_key};
@@ -21,7 +22,7 @@ use std::sync::LazyLock;
 pub type Target = fn(&[u8]);
 
 /// All targets by name; `fuzz_targets/` has one file for each.
-pub const ALL: [(&str, Target); 10] = [
+pub const ALL: [(&str, Target); 11] = [
     ("header", header),
     ("trailer", trailer),
     ("manifest", manifest),
@@ -32,6 +33,7 @@ pub const ALL: [(&str, Target); 10] = [
     ("payload", payload),
     ("blob", blob),
     ("log", log),
+    ("lease", lease),
 ];
 
 struct World {
@@ -128,6 +130,11 @@ pub fn blob(data: &[u8]) {
     if let Some(len) = sealed_blob::opened_len(data.len()) {
         assert_eq!(sealed_blob::sealed_len(len), data.len());
     }
+}
+
+/// Opens bytes as a lease of a volume that did not write it.
+pub fn lease(data: &[u8]) {
+    assert!(Lease::open(&WORLD.keys, data).is_err());
 }
 
 /// Opens bytes as header and record of a log.

