@@ -35,5 +35,7 @@ mod recover;
 #[path = "fs/scrub.rs"]
 mod scrub;
 mod support;
+#[path = "fs/uploads.rs"]
+mod uploads;
 #[path = "fs/world.rs"]
 mod world;

@@ -89,9 +89,9 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Writes fields to the end of a buffer that is wiped on drop.
+/// Writes fields to the end of a buffer that is wiped on drop, and so is every smaller one that it grew out of.
 ///
-/// Give the final length at the start where it is known: growing copies the buffer, and only the last copy is wiped.
+/// Give the final length at the start where it is known: growing copies the buffer.
 pub struct Writer(Zeroizing<Vec<u8>>);
 
 impl Writer {
@@ -100,8 +100,25 @@ impl Writer {
         Writer(Zeroizing::new(Vec::with_capacity(len)))
     }
 
+    /// Makes room for `more` bytes. A vector that grows by itself leaves its old allocation behind as it was, keys and all.
+    fn make_room(&mut self, more: usize) {
+        if self.0.capacity() - self.0.len() < more {
+            self.grow(more);
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self, more: usize) {
+        let wanted = (self.0.len() + more).max(self.0.capacity() * 2);
+        let mut larger = Zeroizing::new(Vec::with_capacity(wanted));
+        larger.extend_from_slice(&self.0);
+        // The old one is dropped here, and wiped by that.
+        self.0 = larger;
+    }
+
     /// Appends bytes.
     pub fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        self.make_room(bytes.len());
         self.0.extend_from_slice(bytes);
         self
     }
@@ -139,6 +156,7 @@ impl Writer {
     /// Appends zeros until the buffer is `len` bytes long.
     pub fn zeros_to(&mut self, len: usize) -> &mut Self {
         if self.0.len() < len {
+            self.make_room(len - self.0.len());
             self.0.resize(len, 0);
         }
         self
@@ -186,5 +204,23 @@ mod tests {
         assert!(Reader::new(&[0xff; 12], Failure::Log).time().is_err());
         assert!(Reader::new(&[0], Failure::Log).finish().is_err());
         assert!(Reader::new(&[0; 3], Failure::Log).bytes(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn growing_takes_a_new_allocation_while_the_old_one_is_still_there_to_be_wiped() {
+        let mut w = Writer::with_capacity(8);
+        let mut written = Vec::new();
+        for n in 0..2000_usize {
+            let (at, room) = (w.as_slice().as_ptr(), w.0.capacity() - w.0.len());
+            let piece = vec![n as u8; n % 7 + 1];
+            match n % 2 {
+                0 => w.bytes(&piece),
+                _ => w.zeros_to(written.len() + piece.len()),
+            };
+            written.extend(piece.iter().map(|b| if n % 2 == 0 { *b } else { 0 }));
+            // Two allocations that exist at one time differ; a vector that grows by itself may stay, or be moved by the allocator.
+            assert_eq!(w.as_slice().as_ptr() == at, room >= piece.len(), "{n}");
+        }
+        assert_eq!(w.as_slice(), written);
     }
 }

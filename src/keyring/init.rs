@@ -119,7 +119,7 @@ pub async fn init(
     }
     let info = VolumeInfo::of(&Config::parse(&drawn.config)?);
     if let Some(pins) = pins.cloned() {
-        let pin = info.pin(&store.url());
+        let pin = info.pin(&store.identity());
         blocking(move || pins.replace(&pin)).await?;
     }
     Ok(Made { info, recovery: drawn.recovery, warnings })
@@ -160,7 +160,7 @@ async fn look_around(store: &dyn Store, pins: Option<&ConfigPins>) -> Result<Vec
         warnings.push(format!("{} is not empty: what is there stays there, and is not shown in the volume", store.url()));
     }
     let Some(pins) = pins.cloned() else { return Ok(warnings) };
-    let url = store.url();
+    let url = store.identity();
     // A damaged pin is no reason to refuse: the new volume replaces it.
     if let Ok(Some(pin)) = blocking(move || pins.at(&url)).await {
         warnings.push(format!("{} held volume {} when it was last mounted from here", store.url(), pin.volume.hex()));

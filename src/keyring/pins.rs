@@ -12,6 +12,9 @@
 //! store s3://bucket/prefix  where
 //! ```
 //!
+//! Where is the store's identity: on a server that is not Amazon's own it names the server too
+//! (`s3+https://host:port/bucket/prefix`). Pins that were written without it are taken over when their volume is the one found.
+//!
 //! A config is judged by two questions: what did *this URL* hold when last mounted from here (so that a swapped bucket is
 //! noticed although its volume id is new), and what is known of *this volume id* at whatever URL (so that an old config is
 //! noticed although the bucket moved).
@@ -45,8 +48,14 @@ pub struct Pin {
     pub generation: u64,
     /// SHA-256 of the config.
     pub config: Hash,
-    /// URL of the store, without credentials.
+    /// Identity of the store: its URL, without credentials, and its server where that is not Amazon's own.
     pub store: String,
+}
+
+/// What a pin of the same store said as long as pins did not name servers.
+fn without_server(store: &str) -> Option<String> {
+    let (_, rest) = store.strip_prefix("s3+")?.split_once("://")?;
+    Some(format!("s3://{}", rest.split_once('/')?.1))
 }
 
 /// The pins of this machine. Calls block on the disk.
@@ -90,7 +99,10 @@ impl ConfigPins {
     /// Judges a config whose form and signature hold, before any key is derived: `Corrupt` when it contradicts what is
     /// remembered. Says whether the volume was known at all.
     pub fn check(&self, found: &Pin) -> Result<bool> {
-        let here = self.at(&found.store)?;
+        let here = match self.at(&found.store)? {
+            None => self.without_server(found)?,
+            here => here,
+        };
         if let Some(here) = here.as_ref().filter(|here| here.volume != found.volume) {
             return Err(self.replaced(here, found));
         }
@@ -105,15 +117,31 @@ impl ConfigPins {
         }
     }
 
+    /// The pin that does not name the server, if it is of this volume: another volume's is of another server.
+    fn without_server(&self, found: &Pin) -> Result<Option<Pin>> {
+        let Some(url) = without_server(&found.store) else { return Ok(None) };
+        Ok(self.at(&url)?.filter(|pin| pin.volume == found.volume))
+    }
+
     /// Remembers a config that was unlocked or written here, durably. A lower generation than the one remembered is left alone.
     pub fn remember(&self, pin: &Pin) -> Result<()> {
-        if let Some(held) = self.at(&pin.store)? {
+        let held = self.at(&pin.store)?;
+        let moved = if held.is_none() { self.without_server(pin)? } else { None };
+        if let Some(held) = &held {
             let older = held.volume == pin.volume && held.generation > pin.generation;
-            if older || held == *pin {
+            if older || held == pin {
                 return Ok(());
             }
         }
-        self.replace(pin)
+        match moved {
+            None => self.replace(pin),
+            Some(moved) => {
+                let url = moved.store.clone();
+                let newest = if moved.generation > pin.generation { moved } else { pin.clone() };
+                self.replace(&Pin { store: pin.store.clone(), ..newest })?;
+                self.forget(&url)
+            }
+        }
     }
 
     /// Remembers a config whatever was there before: for the one who has just made a volume at this URL.
@@ -290,6 +318,42 @@ mod tests {
         pins.remember(&pin(1, 6, 6, THERE)).unwrap();
         refused(pins.check(&pin(1, 5, 5, HERE)), Failure::Rollback);
         assert!(!pins.check(&pin(2, 1, 1, "dir:///elsewhere")).unwrap());
+    }
+
+    #[test]
+    fn servers_with_buckets_of_one_name_are_told_apart() {
+        let (_, pins) = pins();
+        let (one, two) = ("s3+https://one:9000/bucket/here", "s3+https://two:9000/bucket/here");
+        pins.remember(&pin(1, 5, 5, one)).unwrap();
+        assert!(!pins.check(&pin(2, 1, 1, two)).unwrap());
+        pins.replace(&pin(2, 1, 1, two)).unwrap();
+        assert!(pins.check(&pin(1, 5, 5, one)).unwrap());
+        refused(pins.check(&pin(3, 1, 1, one)), Failure::Identity);
+        assert!(pins.check_absent(one).is_err() && pins.check_absent("s3+https://three/bucket/here").is_ok());
+    }
+
+    #[test]
+    fn a_pin_without_its_server_is_taken_over_by_its_own_volume() {
+        let (_, pins) = pins();
+        let (one, two) = ("s3+https://one:9000/bucket/here", "s3+http://two/bucket/here");
+        pins.remember(&pin(1, 5, 5, HERE)).unwrap();
+        // Another server's volume is no reason for an alarm, and leaves the pin where it is.
+        assert!(!pins.check(&pin(2, 1, 1, two)).unwrap());
+        pins.remember(&pin(2, 1, 1, two)).unwrap();
+        assert_eq!(pins.at(HERE).unwrap(), Some(pin(1, 5, 5, HERE)));
+        refused(pins.check(&pin(1, 4, 4, one)), Failure::Rollback);
+        assert!(pins.check(&pin(1, 6, 6, one)).unwrap());
+        // It does not go back on its way.
+        pins.remember(&pin(1, 4, 4, one)).unwrap();
+        assert_eq!((pins.at(one).unwrap(), pins.at(HERE).unwrap()), (Some(pin(1, 5, 5, one)), None));
+        refused(pins.check(&pin(3, 1, 1, one)), Failure::Identity);
+    }
+
+    #[test]
+    fn identities_lose_their_server() {
+        assert_eq!(without_server("s3+https://h:9/b/p/").as_deref(), Some("s3://b/p/"));
+        assert_eq!(without_server("s3+https://h/b/").as_deref(), Some("s3://b/"));
+        assert_eq!([without_server("s3://b/p/"), without_server("dir:///s3+x://y/z")], [None, None]);
     }
 
     #[test]

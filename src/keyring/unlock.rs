@@ -37,7 +37,7 @@ pub async fn unlock(store: &dyn Store, secret: Secret, pins: Option<&ConfigPins>
     });
     let keys = Arc::new(unlocked.await?.keys);
     if let Some(pins) = pins.cloned() {
-        let pin = info.pin(&store.url());
+        let pin = info.pin(&store.identity());
         blocking(move || pins.remember(&pin)).await?;
     }
     Ok(Volume { info, keys, known_before })
@@ -61,7 +61,7 @@ async fn fetch(store: &dyn Store, pins: Option<&ConfigPins>) -> Result<(Config, 
     };
     let config = Config::parse(&bytes).map_err(|e| e.context("the volume config"))?;
     let Some(pins) = pins.cloned() else { return Ok((config, false)) };
-    let found = VolumeInfo::of(&config).pin(&store.url());
+    let found = VolumeInfo::of(&config).pin(&store.identity());
     let known = blocking(move || pins.check(&found)).await?;
     Ok((config, known))
 }
@@ -70,7 +70,7 @@ async fn fetch(store: &dyn Store, pins: Option<&ConfigPins>) -> Result<(Config, 
 async fn absent(store: &dyn Store, pins: Option<&ConfigPins>) -> Error {
     let url = store.url();
     if let Some(pins) = pins.cloned() {
-        let at = url.clone();
+        let at = store.identity();
         if let Err(e) = blocking(move || pins.check_absent(&at)).await {
             return e;
         }

@@ -174,6 +174,11 @@ impl Capability {
 pub trait Store: Send + Sync + 'static {
     /// A URL for people: no credentials in it.
     fn url(&self) -> String;
+    /// The URL, with what else tells this store from all others: two servers may have buckets of the same name. What this machine
+    /// remembers of a store goes by it.
+    fn identity(&self) -> String {
+        self.url()
+    }
     /// What it can do.
     fn caps(&self) -> Capability;
     /// Reads bytes. With `only`, fails with `Stale` when the object's tag differs.

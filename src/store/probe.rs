@@ -148,17 +148,20 @@ async fn race(store: &dyn Store, key: &str, cond: Cond) -> Answer {
 
 /// The outcome of a race: exactly one may have won.
 fn one_winner(results: Vec<Result<Meta>>) -> Answer {
-    let mut winners = 0;
+    let (mut winners, mut unknown) = (0, None);
     for result in results {
         match result {
             Ok(_) => winners += 1,
             Err(e) if e.kind() == Kind::Stale => {}
+            // S3 tells some of those who lose to try again, and their second try cannot tell what became of the first.
+            Err(e) if temporary(e.kind()) => unknown = Some(e),
             Err(e) => return Err(e),
         }
     }
-    match winners {
-        1 => Ok(Ok(())),
-        n => Ok(Err(format!("of {RACERS} writers at once {n} were told that they had won"))),
+    match (winners, unknown) {
+        (1, _) => Ok(Ok(())),
+        (0, Some(e)) => Err(e),
+        (n, _) => Ok(Err(format!("of {RACERS} writers at once {n} were told that they had won"))),
     }
 }
 
@@ -272,6 +275,19 @@ mod tests {
     use crate::store::layers::{Around, Call, Fault, Faulty, Op, Reply, Verb, Wrap};
     use crate::store::memory::{CAPS, MemoryStore};
     use std::sync::Arc;
+
+    #[test]
+    fn of_racers_some_of_whom_were_told_to_try_again_one_has_won() {
+        let won = || Ok(Meta { len: 1, etag: ETag("t".into()) });
+        let lost = |kind| fail::<Meta>(kind, "x");
+        let race = |results| one_winner(results);
+        assert_eq!(race(vec![won(), lost(Kind::Unavailable), lost(Kind::Stale)]).unwrap(), Ok(()));
+        assert!(race(vec![won(), lost(Kind::Unavailable), won()]).unwrap().is_err());
+        assert!(race(vec![lost(Kind::Stale), lost(Kind::Stale)]).unwrap().is_err());
+        // Nobody answers: that is no property of the store.
+        assert_eq!(race(vec![lost(Kind::Stale), lost(Kind::Unavailable)]).unwrap_err().kind(), Kind::Unavailable);
+        assert_eq!(race(vec![won(), lost(Kind::Denied)]).unwrap_err().kind(), Kind::Denied);
+    }
 
     async fn ask(store: &dyn Store) -> Result<Found> {
         probe(store, &*Env::real().rng).await

@@ -6,6 +6,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+/// Longest prefix in bytes: with it, every key that follows from an id is one that S3 takes.
+const PREFIX_MAX: usize = 900;
+
 /// Schemes that are planned; named so that the error can say so.
 const LATER: [&str; 6] = ["azblob", "gdrive", "dropbox", "sftp", "pacs", "webdav"];
 
@@ -81,7 +84,10 @@ impl StoreSpec {
         check_path(sub)?;
         match &mut self {
             StoreSpec::Dir { path } => path.push(sub),
-            StoreSpec::S3(s3) => s3.prefix = format!("{}{sub}/", s3.prefix),
+            StoreSpec::S3(s3) => {
+                s3.prefix = format!("{}{sub}/", s3.prefix);
+                check_prefix(&s3.prefix)?;
+            }
             StoreSpec::Memory { .. } => return fail(Kind::Unsupported, "a memory store has no sub-directories"),
         }
         Ok(self)
@@ -93,6 +99,16 @@ fn check_path(path: &str) -> Result<()> {
         return fail(Kind::Invalid, "a store's path holds an empty, `.` or `..` component, or a control character");
     }
     Ok(())
+}
+
+fn check_prefix(prefix: &str) -> Result<()> {
+    match prefix.len() <= PREFIX_MAX {
+        true => Ok(()),
+        false => fail(
+            Kind::Invalid,
+            format!("the prefix of an S3 store has {} bytes; {PREFIX_MAX} leave room for the keys behind it", prefix.len()),
+        ),
+    }
 }
 
 fn decode(text: &str) -> Result<String> {
@@ -132,6 +148,7 @@ fn parse_s3(rest: &str) -> Result<StoreSpec> {
         check_path(&prefix)?;
     }
     let prefix = if prefix.is_empty() { prefix } else { prefix + "/" };
+    check_prefix(&prefix)?;
     Ok(StoreSpec::S3(S3Spec { bucket: bucket.into(), prefix, ..S3Spec::default() }))
 }
 
@@ -200,6 +217,16 @@ mod tests {
     fn credentials_in_a_url_are_refused_and_not_repeated() {
         let e = StoreSpec::parse("s3://AKIA:hunter2@bucket/x").unwrap_err();
         assert!(!e.to_string().contains("hunter2"), "{e}");
+    }
+
+    #[test]
+    fn a_prefix_leaves_room_for_keys() {
+        let longest = format!("s3://b/{}", "p".repeat(PREFIX_MAX - 1));
+        assert_eq!(s3(&longest).prefix.len(), PREFIX_MAX);
+        for e in [StoreSpec::parse(&format!("{longest}p")), StoreSpec::parse(&longest).unwrap().join("x")] {
+            let e = e.unwrap_err();
+            assert!(e.kind() == Kind::Invalid && e.to_string().contains("prefix"), "{e}");
+        }
     }
 
     #[test]

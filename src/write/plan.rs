@@ -1,5 +1,7 @@
 //! What a new version of a file is made of: which segments are sealed anew, kept or holes, and which parts upload them. Pure.
 
+use crate::format::geometry::{Geometry, HEADER_LEN};
+use crate::store::Capability;
 use std::ops::Range;
 
 /// What becomes of a segment in the next version.
@@ -70,19 +72,36 @@ pub fn segments(
         .collect()
 }
 
-/// Limits of a store's multipart uploads.
+/// How many segments the parts of a multipart upload hold: what the store takes as a part, in segments of this volume.
 #[derive(Clone, Copy, Debug)]
 pub struct PartLimits {
     /// Most parts of an upload.
-    pub max_parts: u32,
+    max_parts: u32,
+    /// Segments of an early part: the fewest that are large enough. One at the default geometry.
+    early: u64,
+    /// Segments of a late part.
+    late: u64,
+    /// Whether the store takes a part as large as an early one.
+    possible: bool,
 }
 
-/// Up to this part number a part holds one segment; later ones hold [`GROUP`].
+/// Up to this part number parts are as small as they may be; later ones hold [`GROUP`] times as many segments.
 const SINGLE_PARTS: u64 = 2000;
-/// Segments of a late part: 64 MiB at the default geometry.
+/// A late part is so many times an early one: 64 MiB at the default geometry.
 const GROUP: u64 = 8;
+/// What the first part has before its segments.
+const FIRST: u64 = HEADER_LEN as u64;
 
 impl PartLimits {
+    /// The limits of a store for a volume.
+    pub fn new(caps: &Capability, geometry: Geometry) -> PartLimits {
+        let segment = geometry.seg_stored(geometry.seg_size());
+        let early = caps.min_part.div_ceil(segment).max(1);
+        let possible = early.saturating_mul(segment).saturating_add(FIRST) <= caps.max_part;
+        let late = (early * GROUP).min(caps.max_part / segment).max(early);
+        PartLimits { max_parts: caps.max_parts, early, late, possible }
+    }
+
     fn tiered(self) -> bool {
         self.max_parts <= 100_000
     }
@@ -93,29 +112,32 @@ impl PartLimits {
     pub fn body_part(self, number: u32) -> Range<u64> {
         let p = u64::from(number) - 1;
         if !self.tiered() || p < SINGLE_PARTS {
-            return p..p + 1;
+            return p * self.early..(p + 1) * self.early;
         }
-        let start = SINGLE_PARTS + (p - SINGLE_PARTS) * GROUP;
-        start..start + GROUP
+        let start = SINGLE_PARTS * self.early + (p - SINGLE_PARTS) * self.late;
+        start..start + self.late
     }
 
     /// How many parts hold `stored` segments (manifest and trailer take one more).
     pub fn body_parts(self, stored: u64) -> u64 {
-        if !self.tiered() || stored <= SINGLE_PARTS {
-            return stored;
+        if !self.tiered() || stored <= SINGLE_PARTS * self.early {
+            return stored.div_ceil(self.early);
         }
-        SINGLE_PARTS + (stored - SINGLE_PARTS).div_ceil(GROUP)
+        SINGLE_PARTS + (stored - SINGLE_PARTS * self.early).div_ceil(self.late)
     }
 
     /// Segments that the largest object stores.
     pub fn max_stored(self) -> u64 {
         let body = u64::from(self.max_parts).saturating_sub(1);
-        if !self.tiered() || body <= SINGLE_PARTS { body } else { SINGLE_PARTS + (body - SINGLE_PARTS) * GROUP }
+        match self.tiered() && body > SINGLE_PARTS {
+            true => SINGLE_PARTS * self.early + (body - SINGLE_PARTS) * self.late,
+            false => body * self.early,
+        }
     }
 
     /// Whether an object of `stored` segments can be uploaded in parts.
     pub fn fits(self, stored: u64) -> bool {
-        self.body_parts(stored) < u64::from(self.max_parts)
+        self.possible && self.body_parts(stored) < u64::from(self.max_parts)
     }
 }
 
@@ -183,10 +205,52 @@ mod tests {
         assert_eq!(zeroed(300, 250, u64::MAX, &[], 200..240), [Keep, Keep, Fresh]);
     }
 
+    /// As S3 has it, and as a store without limits.
+    fn caps(max_parts: u32) -> Capability {
+        let base = crate::store::memory::CAPS;
+        match max_parts {
+            10_000 => Capability { min_part: 5 << 20, max_part: 5 << 30, max_parts, ..base },
+            _ => Capability { min_part: 1, max_part: u64::MAX, max_parts, ..base },
+        }
+    }
+
+    #[test]
+    fn parts_of_the_default_geometry_hold_one_segment_and_from_the_2001st_on_eight() {
+        let l = PartLimits::new(&caps(10_000), Geometry::DEFAULT);
+        assert_eq!([l.body_part(1), l.body_part(2), l.body_part(2000)], [0..1, 1..2, 1999..2000]);
+        assert_eq!([l.body_part(2001), l.body_part(2002), l.body_part(9999)], [2000..2008, 2008..2016, 65_984..65_992]);
+        assert!(l.fits(65_992) && !l.fits(65_993));
+        let free = PartLimits::new(&caps(10_000_000), Geometry::DEFAULT);
+        assert_eq!(free.body_part(5000), 4999..5000);
+    }
+
+    #[test]
+    fn every_geometry_makes_parts_that_the_store_takes() {
+        for (chunk, seg) in (14..=20).flat_map(|c| (4..=10).map(move |s| (c, s))) {
+            let g = Geometry::new(chunk, seg).unwrap();
+            let c = caps(10_000);
+            let l = PartLimits::new(&c, g);
+            let len = |r: Range<u64>| (r.end - r.start) * g.seg_stored(g.seg_size());
+            for number in [1, 2, 2000, 2001, 9999] {
+                let bytes = len(l.body_part(number));
+                assert!((c.min_part..=c.max_part - FIRST).contains(&bytes), "{chunk} {seg} {number}: {bytes}");
+            }
+            assert!(l.fits(2000), "{chunk} {seg}");
+        }
+        // A store whose parts are smaller than a segment of this volume.
+        let tiny = Capability { max_part: 1 << 20, ..caps(10_000) };
+        assert!(!PartLimits::new(&tiny, Geometry::DEFAULT).fits(1));
+    }
+
     proptest! {
         #[test]
-        fn parts_cover_all_segments_once(stored in 0u64..60_000, max in prop_oneof![Just(10_000u32), Just(10_000_000u32)]) {
-            let l = PartLimits { max_parts: max };
+        fn parts_cover_all_segments_once(
+            stored in 0u64..60_000,
+            max in prop_oneof![Just(10_000u32), Just(10_000_000u32)],
+            chunk in 14u8..=20,
+            seg in 4u8..=10,
+        ) {
+            let l = PartLimits::new(&caps(max), Geometry::new(chunk, seg).unwrap());
             let n = l.body_parts(stored);
             let mut at = 0;
             for p in 1..=n {
@@ -198,8 +262,9 @@ mod tests {
             if n > 0 {
                 prop_assert!(l.body_part(n as u32).start < stored);
             }
-            prop_assert!(l.fits(stored));
-            prop_assert!(l.fits(l.max_stored()) && !l.fits(l.max_stored() + 1));
+            // Where late parts are less than eight times an early one, fewer segments fit.
+            prop_assert!(l.fits(stored) || (max == 10_000 && l.late < GROUP));
+            prop_assert!(!l.possible || l.fits(l.max_stored()) && !l.fits(l.max_stored() + 1));
         }
     }
 }

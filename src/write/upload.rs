@@ -140,6 +140,15 @@ fn body_len(layout: &Layout, segments: &[u64]) -> u64 {
     segments.iter().filter_map(|k| layout.segment(*k)).map(|r| r.end - r.start).sum()
 }
 
+/// An upload that the store does not know any more was aborted by somebody (a rule of the bucket, a clean-up), or lost what it
+/// copies from: nothing is wrong with the file, and the next try looks again and begins a new upload.
+fn upload_gone(e: Error) -> Error {
+    match e.kind() {
+        Kind::NotFound => Error::with_source(Kind::Unavailable, "the upload was aborted by somebody; it is begun again", e),
+        _ => e,
+    }
+}
+
 /// The sealed bytes of some segments, and their records.
 struct SealedPart {
     body: Vec<Bytes>,
@@ -149,7 +158,7 @@ struct SealedPart {
 impl Uploader {
     /// Limits of parts on this store.
     pub fn limits(&self) -> PartLimits {
-        PartLimits { max_parts: self.caps.max_parts }
+        PartLimits::new(&self.caps, self.params.geometry)
     }
 
     /// Writes a version, and tells `watch` how it goes.
@@ -165,6 +174,19 @@ impl Uploader {
         let single = job.started.is_none() && (layout.object_len() <= SINGLE_PUT || !self.caps.multipart);
         if single && layout.object_len() > self.caps.max_put.max(SINGLE_PUT) {
             return fail(Kind::TooLarge, "the file is larger than this store takes in one piece");
+        }
+        // In one piece it is sealed in memory as a whole.
+        let memory = u64::from(self.memory_kib) << 10;
+        if single && layout.object_len() > memory.max(SINGLE_PUT) {
+            let why = "this store takes no uploads in parts, so that a file is sealed in memory as a whole";
+            let (has, needs) = (memory >> 20, layout.object_len().div_ceil(1 << 20));
+            return fail(
+                Kind::TooLarge,
+                format!(
+                    "{why}: this file needs {needs} MiB where uploads have {has} MiB; raise memory-budget, of which they have a \
+                     quarter (at most 128 MiB)"
+                ),
+            );
         }
         if !single && !self.limits().fits(stored) {
             return fail(Kind::TooLarge, "the file needs more parts than this store takes");
@@ -289,14 +311,15 @@ impl Uploader {
         let records = (0..job.plan.len() as u64).map(|k| by_segment.remove(&k).unwrap_or_else(|| hole.clone())).collect();
         let (root, manifest) = self.seal_tail(job, records)?;
         last.body.push(Bytes::from(root.tail.clone()));
-        parts.push(self.store.upload_part(&job.key, id, PartAt { number: alone + 1, offset }, last.body).await?);
+        let tail = self.store.upload_part(&job.key, id, PartAt { number: alone + 1, offset }, last.body).await;
+        parts.push(tail.map_err(upload_gone)?);
         reach("parts-sent");
         watch.intend(job.generation, &root.trailer_hash)?;
         reach("version-intended");
         if !self.caps.complete_if {
             self.look_before(&job.key, &job.cond).await?;
         }
-        let meta = self.store.upload_complete(&job.key, id, &parts, job.cond.clone()).await?;
+        let meta = self.store.upload_complete(&job.key, id, &parts, job.cond.clone()).await.map_err(upload_gone)?;
         reach("object-written");
         Ok((root, manifest, meta))
     }
@@ -370,7 +393,7 @@ impl Uploader {
             body.extend(part.body);
             records.extend(part.records);
         }
-        let part = self.store.upload_part(&job.key, id, at, body).await?;
+        let part = self.store.upload_part(&job.key, id, at, body).await.map_err(upload_gone)?;
         reach("part-sent");
         Ok((part, records))
     }
@@ -396,7 +419,8 @@ impl Uploader {
         if (at.number == 1 && a.start != HEADER_LEN as u64) || b.end - start != len {
             return Ok(None);
         }
-        let part = self.store.upload_part_copy(&job.key, id, at, &old.key, &old.etag, start..b.end).await?;
+        let part = self.store.upload_part_copy(&job.key, id, at, &old.key, &old.etag, start..b.end).await;
+        let part = part.map_err(upload_gone)?;
         let records = segments.iter().map(|k| old.records[*k as usize].clone()).collect();
         Ok(Some((part, records)))
     }

@@ -19,7 +19,7 @@ fn slow(world: &World) -> Mount {
     world.mount(Arc::new(SimDisk::new(1)), Options { commit_delay: Duration::from_secs(3600), ..quick() })
 }
 
-fn fsync(mount: &Mount, at: (u64, u64)) -> Result<(), smpfs::error::Error> {
+pub fn fsync(mount: &Mount, at: (u64, u64)) -> Result<(), smpfs::error::Error> {
     mount.wait(mount.fs.fsync(WHO, at.0, at.1, false))
 }
 

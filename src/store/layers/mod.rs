@@ -220,6 +220,9 @@ impl<A: Around> Store for Wrap<A> {
     fn url(&self) -> String {
         self.inner.url()
     }
+    fn identity(&self) -> String {
+        self.inner.identity()
+    }
 
     fn caps(&self) -> Capability {
         self.layer.caps(self.inner.caps())

@@ -1,6 +1,7 @@
 //! Makes the client: region, endpoint, credentials, time-outs.
 
 use super::S3Store;
+use super::limit::Bounded;
 use crate::error::{Error, Kind, Result, fail};
 use crate::store::Options;
 use crate::store::url::S3Spec;
@@ -30,10 +31,13 @@ impl S3Store {
         let builder = Builder::from(&config)
             .force_path_style(spec.path_style.unwrap_or(custom))
             .retry_config(RetryConfig::disabled())
+            .interceptor(Bounded)
             .stalled_stream_protection(grace);
         let client = Client::from_conf(builder.build());
+        let address = address(&client, &spec.bucket).await;
         Ok(S3Store {
-            unhashed: guarded(&client, &spec.bucket).await,
+            unhashed: address.as_deref().is_some_and(guarded_address),
+            server: address.as_deref().and_then(|a| foreign_server(a, &spec.bucket)),
             client,
             bucket: spec.bucket.clone(),
             prefix: spec.prefix.clone(),
@@ -44,15 +48,30 @@ impl S3Store {
     }
 }
 
-/// Whether nobody between this process and the server can change a body: requests go through TLS, or stay on this machine.
-///
-/// Asks the client for the address of a request, which it takes from many places, without sending one.
-async fn guarded(client: &Client, bucket: &str) -> bool {
-    let Ok(soon) = PresigningConfig::expires_in(Duration::from_secs(60)) else { return false };
+/// The address of a request, which the client takes from many places. None is sent.
+async fn address(client: &Client, bucket: &str) -> Option<String> {
+    let soon = PresigningConfig::expires_in(Duration::from_secs(60)).ok()?;
     let request = client.get_object().bucket(bucket).key("x").presigned(soon).await;
-    request.is_ok_and(|r| guarded_address(r.uri()))
+    request.ok().map(|r| r.uri().to_owned())
 }
 
+/// Scheme, host and port of a server that is not Amazon's own: another one may have a bucket of the same name. Amazon's are one
+/// server with many addresses.
+fn foreign_server(address: &str, bucket: &str) -> Option<String> {
+    let (scheme, rest) = address.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?.to_ascii_lowercase();
+    let authority = authority.strip_prefix(&format!("{}.", bucket.to_ascii_lowercase())).unwrap_or(&authority);
+    let usual = if scheme == "https" { ":443" } else { ":80" };
+    let authority = authority.strip_suffix(usual).unwrap_or(authority);
+    let host = authority.split(':').next()?;
+    let amazon = ["amazonaws.com", "amazonaws.com.cn", "api.aws"];
+    match amazon.iter().any(|a| host.strip_suffix(a).is_some_and(|rest| rest.ends_with('.'))) {
+        true => None,
+        false => Some(format!("{scheme}://{authority}")),
+    }
+}
+
+/// Whether nobody between this process and the server can change a body: requests go through TLS, or stay on this machine.
 fn guarded_address(uri: &str) -> bool {
     if uri.starts_with("https://") {
         return true;
@@ -114,8 +133,8 @@ fn profile_region(spec: &S3Spec) -> aws_config::profile::region::ProfileFileRegi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::s3::wire_tests::store_at;
     use crate::store::{Cond, Store};
-    use aws_sdk_s3::config::Credentials;
     use bytes::Bytes;
     use std::io::{Read, Write};
     use std::net::TcpListener;
@@ -142,6 +161,30 @@ mod tests {
         assert!(!guarded_address("http://127.0.0.1:9000@example.com/b"));
     }
 
+    #[test]
+    fn servers_are_told_apart_and_amazons_are_one() {
+        for amazon in [
+            "https://bucket.s3.eu-west-1.amazonaws.com/x?a=b",
+            "https://s3.amazonaws.com/bucket/x",
+            "https://s3.cn-north-1.amazonaws.com.cn/bucket/x",
+            "https://bucket.s3.dualstack.eu-west-1.amazonaws.com:443/x",
+        ] {
+            assert_eq!(foreign_server(amazon, "bucket"), None, "{amazon}");
+        }
+        for (address, server) in [
+            ("https://minio.example:9000/bucket/x?a=b", "https://minio.example:9000"),
+            ("https://bucket.minio.example:9000/x", "https://minio.example:9000"),
+            ("https://MinIO.example:443/bucket/x", "https://minio.example"),
+            ("http://minio.example:443/bucket/x", "http://minio.example:443"),
+            ("http://minio.example:80/bucket/x", "http://minio.example"),
+            ("http://[::1]:9000/bucket/x", "http://[::1]:9000"),
+            ("https://notamazonaws.com/bucket/x", "https://notamazonaws.com"),
+            ("https://amazonaws.com.example/bucket/x", "https://amazonaws.com.example"),
+        ] {
+            assert_eq!(foreign_server(address, "bucket").as_deref(), Some(server), "{address}");
+        }
+    }
+
     /// The head of the next request, lower case, answered as a PUT that went well.
     fn serve_one(listener: &TcpListener, body: usize) -> String {
         let (mut stream, _) = listener.accept().unwrap();
@@ -163,19 +206,10 @@ mod tests {
     async fn every_body_has_a_signed_checksum_and_on_an_open_way_a_hash() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let config = Builder::new()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::from_static(REGION))
-            .credentials_provider(Credentials::new("id", "secret", None, None, "test"))
-            .force_path_style(true)
-            .retry_config(RetryConfig::disabled())
-            .endpoint_url(endpoint);
-        let client = Client::from_conf(config.build());
-        assert!(guarded(&client, "b").await);
+        let plain = store_at(&endpoint, "");
+        assert!(guarded_address(&address(&plain.client, "b").await.unwrap()));
         for unhashed in [true, false] {
-            let (prefix, client) = (String::new(), client.clone());
-            let first_byte = Duration::from_secs(60);
-            let store = S3Store { client, bucket: "b".into(), prefix, storage_class: None, kms_key: None, first_byte, unhashed };
+            let store = S3Store { unhashed, ..store_at(&endpoint, "") };
             let own = listener.try_clone().unwrap();
             let server = tokio::task::spawn_blocking(move || serve_one(&own, 3));
             store.put("key", vec![Bytes::from_static(b"abc")], Cond::Any).await.unwrap();

@@ -35,6 +35,9 @@ where
     }
 }
 
+/// Characters of the server's own words that an error repeats at most.
+const QUOTED: usize = 200;
+
 /// What is being done when an upload in parts begins.
 pub(super) const STARTING: &str = "starting an upload";
 
@@ -60,11 +63,29 @@ pub(super) fn fault(what: &str, e: impl Failure) -> Error {
     }
     let said = match (code.is_empty(), e.message()) {
         (true, _) => format!("HTTP {status}"),
-        (false, Some(m)) if !m.is_empty() => format!("HTTP {status} {code}: {m}"),
-        (false, _) => format!("HTTP {status} {code}"),
+        (false, Some(m)) if !m.is_empty() => format!("HTTP {status} {}: {}", plain(&code), plain(m)),
+        (false, _) => format!("HTTP {status} {}", plain(&code)),
     };
     let hint = if hint.is_empty() { String::new() } else { format!("; {hint}") };
     Error::new(kind, format!("{what}: the server said {said}{hint}"))
+}
+
+/// The server's words as a terminal and a log can bear them: cut, and without control characters of their own.
+fn plain(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars().take(QUOTED) {
+        match c {
+            // Marks that turn the direction of what follows belong to no error message either.
+            c if c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
+                out.extend(c.escape_default());
+            }
+            c => out.push(c),
+        }
+    }
+    if text.chars().nth(QUOTED).is_some() {
+        out.push_str("...");
+    }
+    out
 }
 
 /// Kind of a refusal, and a sentence that helps.
@@ -72,7 +93,9 @@ fn meaning(status: u16, code: &str) -> (Kind, &'static str) {
     match code {
         "NoSuchBucket" => return (Kind::Invalid, "the bucket does not exist: check its name and the endpoint"),
         // Some errors come inside an answer that began with 200.
-        "PreconditionFailed" | "ConditionalRequestConflict" => return (Kind::Stale, ""),
+        "PreconditionFailed" => return (Kind::Stale, ""),
+        // Another write was under way at the same moment, and nobody knows yet which one holds: S3 asks for another try.
+        "ConditionalRequestConflict" => return (Kind::Unavailable, ""),
         "NoSuchKey" | "NoSuchUpload" => return (Kind::NotFound, ""),
         "AccessDenied" => return (Kind::Denied, "these credentials do not allow it"),
         "InvalidPart" | "InvalidPartOrder" | "EntityTooSmall" => return (Kind::Invalid, ""),
@@ -158,7 +181,8 @@ mod tests {
             (200, "PreconditionFailed", Kind::Stale),
             (200, "InternalError", Kind::Unavailable),
             (412, "PreconditionFailed", Kind::Stale),
-            (409, "ConditionalRequestConflict", Kind::Stale),
+            (409, "ConditionalRequestConflict", Kind::Unavailable),
+            (409, "", Kind::Stale),
             (409, "OperationAborted", Kind::Unavailable),
             (403, "AccessDenied", Kind::Denied),
             (403, "QuotaExceeded", Kind::NoSpace),
@@ -184,5 +208,17 @@ mod tests {
             e.to_string(),
             "writing an object: the server said HTTP 403 AccessDenied: Access Denied.; these credentials do not allow it"
         );
+    }
+
+    #[test]
+    fn the_words_of_the_server_are_cut_and_hold_no_control_characters() {
+        let long: &'static str = Box::leak("é".repeat(100_000).into_boxed_str());
+        let e = fault("x", Answer(403, "AccessDenied", long)).to_string();
+        assert!(e.contains(&format!("{}...", "é".repeat(QUOTED))) && e.chars().count() < 2 * QUOTED, "{e}");
+        let e = fault("x", Answer(400, long, "")).to_string();
+        assert!(e.chars().count() < 2 * QUOTED, "{e}");
+        let e = fault("x", Answer(403, "A\u{1b}]0;b\u{7}", "one\r\ntwo\u{9b}31m\u{202e}")).to_string();
+        assert!(!e.chars().any(|c| c.is_control() || c == '\u{202e}'), "{e:?}");
+        assert!(e.contains(r"A\u{1b}]0;b\u{7}: one\r\ntwo\u{9b}31m\u{202e}"), "{e}");
     }
 }

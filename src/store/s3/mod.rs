@@ -11,6 +11,9 @@
 
 mod connect;
 mod fault;
+mod limit;
+#[cfg(test)]
+mod wire_tests;
 
 use super::memory::join;
 use super::*;
@@ -44,8 +47,8 @@ const UPLOAD_PAGES: usize = 100;
 const PART_PAGES: usize = 16;
 /// Empty pages of a listing that are followed before giving up.
 const EMPTY_PAGES: usize = 100;
-/// A server that ignores ranges sends everything; more than this is refused.
-const RANGELESS: u64 = 64 << 20;
+/// A server that ignores ranges sends everything; so much more than was asked for is taken, and nothing beyond.
+const RANGELESS: u64 = 1 << 20;
 /// Begins a `Page::next` that is a mark of the server's. No key begins so.
 const MARK: char = '\u{1}';
 /// In `x-amz-copy-source` everything but these is percent-encoded.
@@ -59,6 +62,8 @@ pub struct S3Store {
     storage_class: Option<StorageClass>,
     kms_key: Option<String>,
     first_byte: Duration,
+    /// Where the server is, as `https://host:port`; `None` for Amazon's own, where a bucket's name says all.
+    server: Option<String>,
     /// Bodies go without a hash of their own in the signature: nobody on the way to the server can change them.
     unhashed: bool,
 }
@@ -103,8 +108,15 @@ fn absent_is_stale(cond: &Cond, e: Error) -> Error {
 }
 
 impl S3Store {
-    fn full(&self, key: &Key) -> String {
-        format!("{}{key}", self.prefix)
+    fn full(&self, key: &Key) -> Result<String> {
+        let full = format!("{}{key}", self.prefix);
+        match full.len() <= KEY_MAX {
+            true => Ok(full),
+            false => fail(
+                Kind::NameTooLong,
+                format!("an object key has {} bytes with the prefix of the store; S3 takes {KEY_MAX}", full.len()),
+            ),
+        }
     }
 
     fn source(&self, key: &Key) -> String {
@@ -161,7 +173,7 @@ impl S3Store {
             Span::Range(r) => Some(format!("bytes={}-{}", r.start, r.end - 1)),
             Span::Last(n) => Some(format!("bytes=-{n}")),
         };
-        let get = self.client.get_object().bucket(&self.bucket).key(self.full(key));
+        let get = self.client.get_object().bucket(&self.bucket).key(self.full(key)?);
         let got = self.ask("reading an object", get.set_range(range).set_if_match(only.map(quoted)).send()).await?;
         let len = length(got.content_length)?;
         let etag = tag(got.e_tag())?;
@@ -171,7 +183,7 @@ impl S3Store {
         }
         let Some((start, total)) = got.content_range().and_then(content_range) else {
             let r = resolve(span, len)?;
-            if r.end - r.start < len && len > RANGELESS {
+            if len - (r.end - r.start) > RANGELESS {
                 return fail(Kind::Unsupported, "the server ignores ranges: large objects cannot be read from it");
             }
             let whole = self.collect(got.body, len).await?;
@@ -201,6 +213,13 @@ impl Store for S3Store {
         format!("s3://{}/{}", self.bucket, self.prefix)
     }
 
+    fn identity(&self) -> String {
+        match &self.server {
+            Some(server) => format!("s3+{server}/{}/{}", self.bucket, self.prefix),
+            None => self.url(),
+        }
+    }
+
     fn caps(&self) -> Capability {
         CAPS
     }
@@ -228,7 +247,7 @@ impl Store for S3Store {
 
     async fn head(&self, key: &Key) -> Result<Meta> {
         check_key(key)?;
-        let head = self.client.head_object().bucket(&self.bucket).key(self.full(key));
+        let head = self.client.head_object().bucket(&self.bucket).key(self.full(key)?);
         let head = self.ask("asking for an object", head.send()).await?;
         Ok(Meta { len: length(head.content_length)?, etag: tag(head.e_tag())? })
     }
@@ -237,7 +256,7 @@ impl Store for S3Store {
         check_key(key)?;
         let len = body_len(&body);
         let (none, this) = headers(&cond);
-        let put = self.client.put_object().bucket(&self.bucket).key(self.full(key));
+        let put = self.client.put_object().bucket(&self.bucket).key(self.full(key)?);
         let put = put.set_if_none_match(none).set_if_match(this).set_storage_class(self.storage_class.clone());
         let put = put.set_server_side_encryption(self.sse()).set_ssekms_key_id(self.kms_key.clone());
         let put = put.content_length(len as i64).body(join(body).into()).customize();
@@ -249,7 +268,7 @@ impl Store for S3Store {
 
     async fn delete(&self, key: &Key) -> Result<()> {
         check_key(key)?;
-        let delete = self.client.delete_object().bucket(&self.bucket).key(self.full(key));
+        let delete = self.client.delete_object().bucket(&self.bucket).key(self.full(key)?);
         match self.ask("deleting an object", delete.send()).await {
             Err(e) if e.kind() != Kind::NotFound => Err(e),
             _ => Ok(()),
@@ -263,7 +282,7 @@ impl Store for S3Store {
             Err(e) if e.kind() == Kind::NotFound => return Ok(()),
             other => other?,
         };
-        let delete = self.client.delete_object().bucket(&self.bucket).key(self.full(key)).if_match(quoted(only));
+        let delete = self.client.delete_object().bucket(&self.bucket).key(self.full(key)?).if_match(quoted(only));
         match self.ask("deleting an object", delete.send()).await {
             Err(e) if e.kind() == Kind::Unsupported => self.delete(key).await,
             Err(e) if e.kind() != Kind::NotFound => Err(e),
@@ -275,7 +294,7 @@ impl Store for S3Store {
         check_key(from)?;
         check_key(to)?;
         let (none, this) = headers(&cond);
-        let copy = self.client.copy_object().bucket(&self.bucket).key(self.full(to)).copy_source(self.source(from));
+        let copy = self.client.copy_object().bucket(&self.bucket).key(self.full(to)?).copy_source(self.source(from));
         let copy = copy.copy_source_if_match(quoted(only)).set_if_none_match(none).set_if_match(this);
         let copy = copy.set_storage_class(self.storage_class.clone());
         let copy = copy.set_server_side_encryption(self.sse()).set_ssekms_key_id(self.kms_key.clone());
@@ -297,9 +316,9 @@ impl Store for S3Store {
             None => (None, after),
         };
         for _ in 0..EMPTY_PAGES {
-            let list = self.client.list_objects_v2().bucket(&self.bucket).prefix(self.full(prefix));
+            let list = self.client.list_objects_v2().bucket(&self.bucket).prefix(self.full(prefix)?);
             let list = list.max_keys(limit.clamp(1, 1000) as i32).set_continuation_token(mark.clone());
-            let list = list.set_start_after(after.filter(|_| mark.is_none()).map(|a| self.full(a)));
+            let list = list.set_start_after(after.filter(|_| mark.is_none()).map(|a| self.full(a)).transpose()?);
             let page = self.ask("listing objects", list.send()).await?;
             let mut items = Vec::with_capacity(page.contents().len());
             for object in page.contents() {
@@ -325,7 +344,7 @@ impl Store for S3Store {
 
     async fn upload_start(&self, key: &Key) -> Result<UploadId> {
         check_key(key)?;
-        let start = self.client.create_multipart_upload().bucket(&self.bucket).key(self.full(key));
+        let start = self.client.create_multipart_upload().bucket(&self.bucket).key(self.full(key)?);
         let start = start.set_storage_class(self.storage_class.clone());
         let start = start.set_server_side_encryption(self.sse()).set_ssekms_key_id(self.kms_key.clone());
         let done = self.ask(fault::STARTING, start.send()).await?;
@@ -338,7 +357,7 @@ impl Store for S3Store {
     async fn upload_part(&self, key: &Key, id: &UploadId, at: PartAt, body: Vec<Bytes>) -> Result<Part> {
         check_part_number(at.number, CAPS.max_parts)?;
         let len = body_len(&body);
-        let part = self.client.upload_part().bucket(&self.bucket).key(self.full(key)).upload_id(&id.0);
+        let part = self.client.upload_part().bucket(&self.bucket).key(self.full(key)?).upload_id(&id.0);
         let part = part.part_number(at.number as i32).content_length(len as i64).body(join(body).into()).customize();
         let part = if self.unhashed { part.disable_payload_signing() } else { part };
         let done = part.send().await.map_err(|e| fault("uploading a part", e))?;
@@ -358,7 +377,7 @@ impl Store for S3Store {
         check_part_number(at.number, CAPS.max_parts)?;
         // Where the source ends the server knows.
         check_source(&range, u64::MAX)?;
-        let part = self.client.upload_part_copy().bucket(&self.bucket).key(self.full(key)).upload_id(&id.0);
+        let part = self.client.upload_part_copy().bucket(&self.bucket).key(self.full(key)?).upload_id(&id.0);
         let part = part.part_number(at.number as i32).copy_source(self.source(from)).copy_source_if_match(quoted(only));
         let part = part.copy_source_range(format!("bytes={}-{}", range.start, range.end - 1));
         let done = part.send().await.map_err(|e| {
@@ -377,7 +396,7 @@ impl Store for S3Store {
             .map(|p| CompletedPart::builder().part_number(p.at.number as i32).e_tag(quoted(&ETag(p.tag.clone()))).build());
         let list = CompletedMultipartUpload::builder().set_parts(Some(list.collect())).build();
         let (none, this) = headers(&cond);
-        let end = self.client.complete_multipart_upload().bucket(&self.bucket).key(self.full(key)).upload_id(&id.0);
+        let end = self.client.complete_multipart_upload().bucket(&self.bucket).key(self.full(key)?).upload_id(&id.0);
         let end = end.set_if_none_match(none).set_if_match(this).multipart_upload(list);
         let done = end.send().await.map_err(|e| {
             let unknown = fault::code(&e) == Some("NoSuchUpload");
@@ -388,7 +407,7 @@ impl Store for S3Store {
     }
 
     async fn upload_abort(&self, key: &Key, id: &UploadId) -> Result<()> {
-        let abort = self.client.abort_multipart_upload().bucket(&self.bucket).key(self.full(key)).upload_id(&id.0);
+        let abort = self.client.abort_multipart_upload().bucket(&self.bucket).key(self.full(key)?).upload_id(&id.0);
         match self.ask("aborting an upload", abort.send()).await {
             Err(e) if e.kind() != Kind::NotFound => Err(e),
             _ => Ok(()),
@@ -421,7 +440,7 @@ impl S3Store {
         let mut out = Vec::new();
         let (mut at_key, mut at_id) = (None, None);
         for _ in 0..UPLOAD_PAGES {
-            let list = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(self.full(prefix));
+            let list = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(self.full(prefix)?);
             let list = list.set_key_marker(at_key.take()).set_upload_id_marker(at_id.take());
             let page = self.ask("listing uploads", list.send()).await?;
             for upload in page.uploads() {
@@ -443,7 +462,7 @@ impl S3Store {
     async fn got_part_since(&self, key: &str, id: &UploadId, since: Time) -> Result<bool> {
         let mut mark = None;
         for _ in 0..PART_PAGES {
-            let list = self.client.list_parts().bucket(&self.bucket).key(self.full(key)).upload_id(&id.0);
+            let list = self.client.list_parts().bucket(&self.bucket).key(self.full(key)?).upload_id(&id.0);
             let page = match self.ask("listing the parts of an upload", list.set_part_number_marker(mark.take()).send()).await {
                 Err(e) if e.kind() == Kind::NotFound => return Ok(false),
                 other => other?,
