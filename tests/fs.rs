@@ -20,6 +20,8 @@ mod hold;
 mod lease;
 #[path = "fs/links.rs"]
 mod links;
+#[path = "fs/machines.rs"]
+mod machines;
 #[path = "fs/moves.rs"]
 mod moves;
 #[path = "fs/plain.rs"]

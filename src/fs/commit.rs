@@ -10,9 +10,10 @@ use crate::env::failpoint::reach;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Body, Entry};
 use crate::ops::{Invalidate, ROOT};
+use crate::store::refused;
 use crate::tree::dir::{Change, Guard, Taken};
 use crate::tree::io::Remote;
-use crate::tree::meet::Merged;
+use crate::tree::meet::{Merged, Reading};
 use crate::types::DirId;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -123,6 +124,10 @@ impl Fs {
             self.load_dir(id).await?;
         }
         self.root_times(id);
+        if self.state.lock().dirs.get(&id).is_some_and(|c| c.remote.is_some() && c.dir.is_unsure()) {
+            // What a write put there whose answer never came may have been seen and removed by now.
+            self.reload(id).await?;
+        }
         let mut races = 0;
         loop {
             let Some(claim) = self.start_from(id) else { return Ok(()) };
@@ -168,7 +173,9 @@ impl Fs {
             if cell.state() != state {
                 continue;
             }
-            let merged = cell.dir.merge_with(entries, |_| true, |name| remote.own(name));
+            let before = cell.remote.take();
+            let how = |name: &[u8]| Reading { own: remote.own(name), gap: remote.gap(before.as_ref(), name) };
+            let merged = cell.dir.merge_with(entries, |_| true, how);
             cell.remote = Some(remote);
             cell.fetched = Some(Instant::now());
             cell.merges += 1;
@@ -211,8 +218,8 @@ impl Fs {
         let cell = dirs.get_mut(&id).filter(|c| c.merges == claim.merges)?;
         let ready = |e: &Entry| match &e.body {
             _ if counted && e.refs.is_empty() => false,
-            // What lost its object to another machine gets one of its own first.
-            Body::File(f) => f.generation > 0 && files.get(&f.file_id).is_none_or(|f| !f.live.lock().homeless()),
+            // What lost its object to another machine gets one of its own first; of what a crash left that is not known at once.
+            Body::File(f) => f.generation > 0 && files.get(&f.file_id).is_none_or(|f| !f.live.lock().unsettled()),
             Body::Dir { dir_id, .. } => !unborn.contains(dir_id),
             _ => true,
         };
@@ -276,7 +283,7 @@ impl Fs {
 
     fn give_back(&self, id: DirId, batch: &[Taken], e: &Error) {
         if let Some(cell) = self.state.lock().dirs.get_mut(&id) {
-            cell.dir.untake(batch, matches!(e.kind(), Kind::Stale | Kind::NotFound));
+            cell.dir.untake(batch, refused(e));
         }
     }
 

@@ -240,6 +240,11 @@ impl Live {
         self.orphan.is_some() || !self.beaten.is_empty()
     }
 
+    /// Whether its name must not reach the bucket now.
+    pub fn unsettled(&self) -> bool {
+        self.held || self.homeless()
+    }
+
     /// It has a name here, and another machine owns the object that it would lead to.
     pub fn homeless(&self) -> bool {
         self.orphan.as_ref().is_some_and(|o| o.named) || self.beaten.iter().any(|b| b.named)

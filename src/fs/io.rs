@@ -107,6 +107,11 @@ impl Fs {
         self.wait_for_rescue(ino).await;
         let (file, opened) = {
             let mut st = self.state.lock();
+            let nameless = st.nodes.get(&ino).is_some_and(|n| n.place.is_none() && n.opens == 0);
+            if nameless && (writes || flags & libc::O_TRUNC != 0) {
+                // Gone between the kernel's lookup and its open: what would be written to it now nobody would ever see.
+                return fail(Kind::Stale, "the name was removed while it was being opened");
+            }
             let file = self.file_of(&mut st, ino)?;
             let opened = self.opened(&mut st, ino, &file, flags);
             (file, opened)
@@ -218,7 +223,9 @@ impl Fs {
         }
         let st = self.state.lock();
         let place = file.place.lock().clone();
-        let shown = place.and_then(|(d, n)| version_of(st.dirs.get(&d)?.dir.get(&n)?));
+        // A name that the bucket does not have may have been there, and gone with the object.
+        let named = |c: &&DirCell| c.dir.names_in_bucket(file.id);
+        let shown = place.and_then(|(d, n)| version_of(st.dirs.get(&d).filter(named)?.dir.get(&n)?));
         Ok(!file.live.lock().rescuing() && shown.as_ref() == Some(version))
     }
 

@@ -249,9 +249,13 @@ impl Fs {
             match self.find_entry(&file).await {
                 Ok(true) => {
                     file.live.lock().held = false;
-                    return self.save_soon(&file);
+                    self.save_soon(&file);
+                    return self.kick_place(&file);
                 }
-                Ok(false) => return self.discard(&file).await,
+                Ok(false) => {
+                    self.discard(&file).await;
+                    return self.kick_place(&file);
+                }
                 Err(e) => {
                     tracing::warn!(file = ?file.id, "a file of an earlier mount has to wait: {e}");
                     self.sink.trouble(&e);
@@ -261,6 +265,23 @@ impl Fs {
                 }
             }
         }
+    }
+
+    /// The file's name may go to the bucket now.
+    fn kick_place(&self, file: &File) {
+        let place = file.place.lock().clone();
+        place.into_iter().for_each(|(dir, _)| self.kick(dir));
+    }
+
+    /// A name that the bucket does not hold may have been there, by a write that the earlier mount did not live to hear of: another
+    /// machine that saw and removed it deleted the object too.
+    async fn went_unheard(&self, file: &File, key: &str) -> Result<bool> {
+        let there = {
+            let st = self.state.lock();
+            let place = file.place.lock();
+            place.as_ref().and_then(|(d, _)| st.dirs.get(d)).is_none_or(|c| c.dir.names_in_bucket(file.id))
+        };
+        Ok(!there && self.lies_at(key, file.id).await? != Some(true))
     }
 
     /// Whether the file still has its name; brings its version up to what the entry says.
@@ -285,6 +306,9 @@ impl Fs {
             let names = |hashes: &[Hash]| f.generation > 0 && hashes.contains(&f.trailer_hash);
             (names(&live.intents), names(&live.whole))
         };
+        if whole && self.went_unheard(file, &f.object_key()).await? && self.rehome_if_whole(file).await {
+            return Ok(true);
+        }
         let mut io = file.io.write().await;
         let below = io.version.as_ref().map_or(0, |v| v.generation);
         if whole && below < f.generation {

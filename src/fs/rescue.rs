@@ -244,20 +244,13 @@ impl Fs {
         live.notice = true;
         let (won, winner) = (Version::of(&winner), Some(winner));
         let (kind, named) = (ConflictKind::Contents, false);
-        live.beaten.push(Arc::new(Beaten {
-            kind,
-            incomplete: false,
-            named,
-            dir,
-            entry,
-            layers,
-            logs,
-            version,
-            below,
-            winner,
-            size,
-            times,
-        }));
+        let beaten = Beaten { kind, incomplete: false, named, dir, entry, layers, logs, version, below, winner, size, times };
+        if live.unlinked {
+            // Removed here while it was on its way: nobody wants it.
+            drop(live);
+            return drop(DestroyLogs(beaten.logs));
+        }
+        live.beaten.push(Arc::new(beaten));
         drop(live);
         self.forget_pages(file);
         let place = file.place.lock().clone();
@@ -380,6 +373,20 @@ impl Fs {
         true
     }
 
+    /// The object of a file is gone while its name stands. One that was written anew from end to end needs nothing of it: it becomes
+    /// a file of its own, under that name.
+    pub(super) async fn rehome_if_whole(&self, file: &Arc<File>) -> bool {
+        let whole = {
+            let io = file.io.read().await;
+            !io.is_clean() && io.holds(0..io.size)
+        };
+        if whole {
+            let (dir, entry) = self.entry_for(&self.state.lock(), file);
+            self.orphan_file(file, Orphan { dir, entry, landed: Vec::new(), named: true });
+        }
+        whole
+    }
+
     /// Looks in the bucket what has become of a file's name.
     pub(super) async fn name_again(&self, file: &File) -> Result<()> {
         let place = file.place.lock().clone();
@@ -485,20 +492,12 @@ impl Fs {
         let mut at = path_key.unwrap_or_else(|| by_id.clone());
         let written = loop {
             match self.write_copy(b, id, &key, at.clone(), hints.clone()).await {
-                // Whatever lies at the readable key stays there.
-                Err(e) if e.kind() == Kind::Stale && at != by_id && !self.is_free(&at).await? => at = by_id.clone(),
+                // Whatever lies at the readable key stays there, or lay there a moment ago.
+                Err(e) if e.kind() == Kind::Stale && at != by_id => at = by_id.clone(),
                 done => break done?,
             }
         };
         self.name_copy(b, id, key, written).await.map(|()| Some(id))
-    }
-
-    async fn is_free(&self, key: &str) -> Result<bool> {
-        match self.store.head(key).await {
-            Ok(_) => Ok(false),
-            Err(e) if e.kind() == Kind::NotFound => Ok(true),
-            Err(e) => Err(e),
-        }
     }
 
     async fn write_copy(&self, b: &Arc<Beaten>, id: FileId, key: &SecretKey, at: String, hints: Hints) -> Result<Written> {

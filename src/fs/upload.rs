@@ -220,8 +220,8 @@ impl Fs {
             return Ok(());
         }
         let old = self.base(file).await;
-        if old.as_ref().is_err_and(|e| e.kind() == Kind::Stale) {
-            self.orphan_if_nameless(file);
+        if old.as_ref().is_err_and(|e| e.kind() == Kind::Stale) && !self.orphan_if_nameless(file) {
+            self.rehome_if_whole(file).await;
         }
         if file.live.lock().rescuing() {
             return self.keep_beaten(file).await;
@@ -432,6 +432,7 @@ impl Fs {
         match report {
             _ if self.orphan_if_nameless(file) => Ok(Saved::Beaten),
             Some(report) => Err(self.reader.refuse(*report)),
+            None if generation > 1 && self.rehome_if_whole(file).await => Ok(Saved::Beaten),
             None => Err(error),
         }
     }
@@ -475,13 +476,19 @@ impl Fs {
     /// Whether the object at a readable key is one of the file. That it is another's is no reason for alarm: a file keeps its key
     /// when it is renamed, and people may have put anything there.
     async fn holds_file(&self, key: &str, file_id: FileId) -> Result<bool> {
+        match self.lies_at(key, file_id).await? {
+            Some(ours) => Ok(ours),
+            // It went away meanwhile: the next try finds the key free.
+            None => fail(Kind::Unavailable, "the object in the way of an upload was just removed"),
+        }
+    }
+
+    /// Whether what lies at a key is the file's; `None` when nothing does.
+    pub(super) async fn lies_at(&self, key: &str, file_id: FileId) -> Result<Option<bool>> {
         let header = Header { params: self.uploader.params, file_id }.encode();
         match self.within(self.store.get(key, Span::Range(0..header.len() as u64), None)).await {
-            Ok(got) => Ok(got.bytes[..] == header[..]),
-            // It went away meanwhile: the next try finds the key free.
-            Err(e) if e.kind() == Kind::NotFound => {
-                fail(Kind::Unavailable, "the object in the way of an upload was just removed")
-            }
+            Ok(got) => Ok(Some(got.bytes[..] == header[..])),
+            Err(e) if e.kind() == Kind::NotFound => Ok(None),
             Err(e) => Err(e),
         }
     }

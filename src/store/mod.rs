@@ -17,7 +17,7 @@ pub use open::{Options, Stack, layer, open};
 pub use probe::probe;
 pub use url::StoreSpec;
 
-use crate::error::{Kind, Result, fail};
+use crate::error::{Error, Kind, Result, fail};
 use crate::types::Time;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -297,6 +297,35 @@ pub fn resolve(span: &Span, len: u64) -> Result<Range<u64>> {
         }
         Span::Last(n) => Ok(len.saturating_sub(*n)..len),
     }
+}
+
+/// Attached to the refusal of a conditional write that was tried more than once: an earlier attempt may have been carried out, and
+/// been replaced since.
+#[derive(Debug)]
+pub struct Undecided(Error);
+
+impl Undecided {
+    /// `refusal`, marked.
+    pub fn attach(refusal: Error) -> Error {
+        Error::with_source(
+            refusal.kind(),
+            "a write was refused, and whether an earlier try was carried out is not known",
+            Undecided(refusal),
+        )
+    }
+}
+
+impl std::fmt::Display for Undecided {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Undecided {}
+
+/// Whether a write that failed was certainly not carried out: its condition did not hold, at the first try.
+pub fn refused(e: &Error) -> bool {
+    matches!(e.kind(), Kind::Stale | Kind::NotFound) && e.cause::<Undecided>().is_none()
 }
 
 /// Whether trying again may help.

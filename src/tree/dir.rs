@@ -67,6 +67,8 @@ pub(super) struct Pending {
     pub(super) in_flight: bool,
     /// An index write that had it failed, and may have been carried out all the same; a merge tells.
     pub(super) unsure: bool,
+    /// What is on its way was seen in the bucket.
+    pub(super) hidden: bool,
     pub(super) wait: Vec<Arc<MoveToken>>,
     pub(super) carry: Vec<Arc<MoveToken>>,
     pub(super) after: Vec<Guard>,
@@ -227,6 +229,11 @@ impl Dir {
     /// Whether any name differs from the bucket.
     pub fn has_pending(&self) -> bool {
         !self.pending.is_empty()
+    }
+
+    /// Whether a write failed since the bucket was looked at last, and may have been carried out all the same.
+    pub fn is_unsure(&self) -> bool {
+        self.pending.values().any(|p| p.unsure && !p.in_flight)
     }
 
     /// Number of names that differ from the bucket.

@@ -86,10 +86,24 @@ impl Remote {
 
     /// See [`Version::own`], for the object that holds a name.
     pub fn own(&self, name: &[u8]) -> bool {
+        self.part_of(name).is_some_and(|v| v.own)
+    }
+
+    /// The object that holds a name.
+    fn part_of(&self, name: &[u8]) -> Option<&Version> {
         match self.bits {
-            0 => self.head.own,
-            _ => self.shards.get(self.shard_of(name) as usize).is_some_and(|v| v.own),
+            0 => Some(&self.head),
+            _ => self.shards.get(self.shard_of(name) as usize),
         }
+    }
+
+    /// Whether the object that holds a name may have had a version that this machine has not looked at, between the last that it
+    /// has looked at in this mount and this one.
+    pub fn gap(&self, before: Option<&Remote>, name: &[u8]) -> bool {
+        let Some(before) = before else { return false };
+        let next = before.part_of(name).map(|v| v.generation.saturating_add(1));
+        let whole = (before.bits, before.epoch) == (self.bits, self.epoch);
+        !whole || self.part_of(name).map(|v| v.generation) > next
     }
 
     /// Number of objects that hold entries.

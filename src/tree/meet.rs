@@ -62,6 +62,17 @@ pub struct Clash {
     pub after: Vec<Guard>,
 }
 
+/// How a name was read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// The last write of the name whose outcome was not heard is known to have been carried out. That a name is gone is another
+    /// machine's doing otherwise, which may have given what it stood for another name.
+    pub own: bool,
+    /// The index may have had versions in between that were not looked at: what was written here may have been there, seen by
+    /// another machine, and removed.
+    pub gap: bool,
+}
+
 /// The link id of a file that has one name.
 fn file_link(entry: &Arc<Entry>) -> Option<LinkId> {
     match &entry.body {
@@ -163,12 +174,16 @@ impl Dir {
     /// Takes in what the bucket holds for the names that `covers` accepts (a shard's, or all). Pending names keep their local
     /// entry and learn their base, but where another machine changed the name meanwhile; names of inodes are combined.
     pub fn merge(&mut self, remote: Vec<Arc<Entry>>, covers: impl Fn(&[u8]) -> bool) -> Merged {
-        self.merge_with(remote, covers, |_| true)
+        self.merge_with(remote, covers, |_| Reading { own: true, gap: false })
     }
 
-    /// The same. `own`: whether the last write of a name whose outcome was not heard is known to have been carried out. That a
-    /// name is gone is another machine's doing otherwise, which may have given what it stood for another name.
-    pub fn merge_with(&mut self, remote: Vec<Arc<Entry>>, covers: impl Fn(&[u8]) -> bool, own: impl Fn(&[u8]) -> bool) -> Merged {
+    /// The same, where more is known of [how](Reading) names were read.
+    pub fn merge_with(
+        &mut self,
+        remote: Vec<Arc<Entry>>,
+        covers: impl Fn(&[u8]) -> bool,
+        how: impl Fn(&[u8]) -> Reading,
+    ) -> Merged {
         let mut out = Merged::default();
         let mut theirs: BTreeMap<Vec<u8>, Arc<Entry>> = remote.into_iter().map(|e| (e.name.clone(), e)).collect();
         let gone: Vec<Vec<u8>> = self
@@ -184,7 +199,7 @@ impl Dir {
         let names: Vec<Vec<u8>> = self.pending.keys().filter(|n| covers(n)).cloned().collect();
         for name in names {
             let there = theirs.remove(&name);
-            if self.meet(&name, there, own(&name), &mut out) {
+            if self.meet(&name, there, how(&name), &mut out) {
                 out.changed.push(name);
             }
         }
@@ -210,7 +225,7 @@ impl Dir {
     }
 
     /// A pending name meets what the bucket holds. Returns whether what is shown for it changed.
-    fn meet(&mut self, name: &[u8], theirs: Option<Arc<Entry>>, own: bool, out: &mut Merged) -> bool {
+    fn meet(&mut self, name: &[u8], theirs: Option<Arc<Entry>>, how: Reading, out: &mut Merged) -> bool {
         let mine = self.get(name).cloned();
         let Some(p) = self.pending.get_mut(name) else { return false };
         p.unsure = false;
@@ -231,7 +246,11 @@ impl Dir {
             self.show(name, merged);
             return changed;
         }
-        let ours = theirs.is_some() || p.in_flight || own;
+        let gone = p.went(&mine, &theirs, how.gap);
+        let ours = theirs.is_some() || p.in_flight || how.own;
+        if gone {
+            return self.lose(name, mine, theirs);
+        }
         if p.base == theirs || ours && p.tried.contains(&theirs) {
             // Of a write under way nobody knows yet whether it was that.
             if !p.in_flight {
@@ -261,6 +280,17 @@ impl Dir {
         changed
     }
 
+    /// The file of a name may have been in the bucket and be gone, with its object: what is here of its contents needs another.
+    fn lose(&mut self, name: &[u8], mine: Option<Arc<Entry>>, theirs: Option<Arc<Entry>>) -> bool {
+        let Some(p) = self.pending.remove(name) else { return false };
+        let mut clash = Clash::new(name, &p, &mine, &theirs, Verdict::Rescue);
+        clash.take_over(p);
+        self.clashes.push(clash);
+        let changed = theirs != mine;
+        self.show(name, theirs);
+        changed
+    }
+
     /// An inode of the links directory: the names of both, and of every other field what was changed.
     fn meet_inode(&mut self, name: &[u8], mine: Option<Arc<Entry>>, theirs: Option<Arc<Entry>>, out: &mut Merged) -> bool {
         let Some(p) = self.pending.get_mut(name) else { return false };
@@ -285,6 +315,22 @@ impl Dir {
         };
         self.show(name, combined);
         true
+    }
+}
+
+impl Pending {
+    /// Whether the file that the name stands for here may have been in the bucket under it, by a write whose outcome was not heard,
+    /// and is not there any more: whoever took it away has seen it, and deletes its object.
+    fn went(&mut self, mine: &Option<Arc<Entry>>, theirs: &Option<Arc<Entry>>, gap: bool) -> bool {
+        let Some(mine) = mine.as_ref().filter(|m| matches!(&m.body, Body::File(f) if f.generation > 0)) else { return false };
+        let is_it = |e: &&Arc<Entry>| same(e, mine);
+        if theirs.iter().any(|t| is_it(&t)) {
+            // A write under way: its answer may be lost, and the name be gone by the next look.
+            self.hidden = self.in_flight;
+            return false;
+        }
+        let hidden = std::mem::take(&mut self.hidden) || gap;
+        hidden && self.tried.iter().flatten().any(|e| is_it(&e)) && !self.base.iter().any(|b| is_it(&b))
     }
 }
 

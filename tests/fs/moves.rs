@@ -11,6 +11,7 @@ use smpfs::fs::Options;
 use smpfs::keyring::Known;
 use smpfs::ops::Ops;
 use smpfs::scrub::What;
+use smpfs::store::Cond;
 use smpfs::store::layers::{Fault, Faulty, Verb};
 use smpfs::types::{Mode, Suite};
 use std::collections::{BTreeMap, BTreeSet};
@@ -424,4 +425,134 @@ fn an_entry_that_is_behind_its_file_catches_up_when_it_is_read() {
     assert_eq!(lagging(), 1);
     assert!(files(&world).iter().all(|(_, bytes)| *bytes == data(2, 6000)));
     assert_eq!(lagging(), 0);
+}
+
+#[test]
+fn what_was_seen_and_removed_before_its_writer_heard_of_it_leads_nowhere() {
+    for (mode, killed) in KINDS.into_iter().flat_map(|m| [(m, false), (m, true)]) {
+        let world = World::new(mode, Suite::Aes256Gcm);
+        let (a, b, keys) = two(&world);
+        a.unmount();
+        let disk = SimDisk::new(3);
+        let mut a = world.mount(disk.process(), patient("a"));
+        a.put("x/n", &data(2, 3000));
+        // The name comes into the bucket; nobody answers, and nobody can look.
+        a.faulty.script_on(Some(Verb::Put), &keys[0], 0, FOREVER, Fault::After(Kind::Unavailable));
+        assert!(a.names("x").contains("n"));
+        a.faulty.script_on(Some(Verb::Get), &keys[0], 0, FOREVER, Fault::Before(Kind::Unavailable));
+        assert!(a.wait(a.fs.drain(Some(Duration::from_millis(100)), &|_| {})).is_err());
+        let other = world.fresh();
+        other.unlink("x/n").unwrap();
+        other.unmount();
+        if killed {
+            disk.crash(Crash::Kill);
+            a.kill();
+            a = world.mount(disk.process(), patient("a"));
+        }
+        a.faulty.clear();
+        a.drain();
+        // Its writer cannot tell whether anybody saw it: it is there again, whole.
+        let expected = [("x/f".to_owned(), data(1, 5000)), ("x/n".to_owned(), data(2, 3000))];
+        assert!(files(&world) == expected, "{:?}, killed: {killed}, {mode:?}", a.names("x"));
+        b.unmount();
+        a.unmount();
+    }
+}
+
+#[test]
+fn a_file_that_is_removed_while_it_is_opened_is_not_written_to() {
+    for mode in KINDS {
+        let world = World::new(mode, Suite::Aes256Gcm);
+        let (a, b, _) = two(&world);
+        b.unmount();
+        let b = world.mount(Arc::new(SimDisk::new(1)), Options { dir_ttl: Duration::ZERO, ..quick() });
+        let ino = b.ino("x/f").unwrap();
+        a.unlink("x/f").unwrap();
+        a.drain();
+        // The kernel looks the name up again, and finds that it is free.
+        let e = b.wait(b.fs.open(WHO, ino, libc::O_RDWR | libc::O_TRUNC)).unwrap_err();
+        assert_eq!(e.errno(), libc::ESTALE);
+        b.put("x/f", &data(2, 100));
+        b.unmount();
+        a.unmount();
+        assert!(files(&world) == [("x/f".to_owned(), data(2, 100))]);
+    }
+}
+
+#[test]
+fn what_is_written_anew_needs_nothing_of_an_object_that_is_gone() {
+    for mode in KINDS {
+        let world = World::new(mode, Suite::Aes256Gcm);
+        let before = world.keys_in_bucket();
+        let a = world.mount(Arc::new(SimDisk::new(1)), quick());
+        a.put("f", &data(1, 5000));
+        a.drain();
+        let at = a.open("f", libc::O_RDWR).map(|(ino, o)| (ino, o.fh)).unwrap();
+        assert!(a.read_open(at, 0, 9999).unwrap() == data(1, 5000));
+        let object = world.keys_in_bucket().into_iter().find(|k| !before.contains(k)).unwrap();
+        a.wait(world.bucket.delete(&object)).unwrap();
+        a.put("f", &data(2, 100));
+        a.drain();
+        let _ = a.close(at);
+        let other = world.fresh();
+        assert!(other.get("f").unwrap() == data(2, 100));
+        other.unmount();
+        a.unmount();
+    }
+}
+
+#[test]
+fn a_copy_whose_readable_key_is_taken_and_free_again_is_kept() {
+    let world = World::new(Mode::Standard, Suite::Aes256Gcm);
+    let (a, hold) = world.held(quick());
+    a.put("q", &data(1, 5000));
+    a.drain();
+    let at = a.open("q", libc::O_RDWR | libc::O_TRUNC).map(|(ino, o)| (ino, o.fh)).unwrap();
+    a.write(at, 0, &data(2, 100)).unwrap();
+    let b = world.fresh();
+    b.unlink("q").unwrap();
+    b.unmount();
+    // Something lies in the way just when the copy is written.
+    a.wait(world.bucket.put("q", vec![b"of somebody else".to_vec().into()], Cond::Any)).unwrap();
+    hold.answer(Verb::Put, "q", 1);
+    let (fs, handle) = (a.fs.clone(), at);
+    a.spawn(async move { drop(fs.fsync(WHO, handle.0, handle.1, false).await) });
+    hold.wait(1);
+    a.wait(world.bucket.delete("q")).unwrap();
+    hold.release();
+    let _ = a.close(at);
+    a.unmount();
+    let other = world.fresh();
+    assert!(other.get("q").unwrap() == data(2, 100));
+    other.unmount();
+}
+
+#[test]
+fn what_was_removed_here_while_its_upload_was_beaten_does_not_come_back() {
+    for mode in KINDS {
+        let world = World::new(mode, Suite::Aes256Gcm);
+        let (a, hold) = world.held(quick());
+        a.put("q", &data(1, 5000));
+        a.drain();
+        let at = a.open("q", libc::O_RDWR).map(|(ino, o)| (ino, o.fh)).unwrap();
+        assert!(a.read_open(at, 0, 9999).unwrap() == data(1, 5000));
+        let object = world.keys_in_bucket().into_iter().find(|k| !k.starts_with(".smpfs/d/")).unwrap();
+        let b = world.fresh();
+        b.put("q", &data(2, 6000));
+        b.unmount();
+        a.write(at, 0, &data(3, 100)).unwrap();
+        hold.answer(Verb::Put, &object, 0);
+        let fs = a.fs.clone();
+        a.spawn(async move { drop(fs.fsync(WHO, at.0, at.1, false).await) });
+        hold.wait(1);
+        a.unlink("q").unwrap();
+        let _ = a.close(at);
+        hold.release();
+        // Nothing tells when the upload has met what was there instead.
+        std::thread::sleep(Duration::from_millis(200));
+        a.drain();
+        assert_eq!(a.names(""), BTreeSet::from(["q".to_owned()]), "the removal did not know of what is there now");
+        assert!(a.get("q").unwrap() == data(2, 6000));
+        a.unmount();
+    }
 }

@@ -4,7 +4,8 @@
 //! written again, a deleted object is deleted again, a second upload is begun (the first stays listed by `uploads`). A
 //! conditional write is different: if the first attempt was carried out, the second finds its own work and is told `Stale`.
 //! - After a conditional **put**, the object there is compared with what was sent, byte for byte; if it is the same, the put
-//!   has succeeded. If another writer has replaced it since, `Stale` stands: to the caller both come to a conflict to merge.
+//!   has succeeded. If another writer has replaced it since, `Stale` stands, with [`Undecided`] attached: to most callers both come
+//!   to a conflict to merge, but what the first attempt wrote may have been seen before it was replaced.
 //! - After a conditional **copy** or **completion**, `Stale` (or `NotFound` of the upload) becomes `Unavailable` with a message
 //!   that says the outcome is not known; the caller looks at the object and decides, since only it knows what it wrote.
 
@@ -44,7 +45,7 @@ impl Retry {
                 loop {
                     match landed(inner, op).await {
                         Ok(Some(meta)) => return T::from_meta(&meta).ok_or(refusal),
-                        Ok(None) => return Err(refusal),
+                        Ok(None) => return Err(Undecided::attach(refusal)),
                         Err(e) if temporary(e.kind()) && n < self.tries => tokio::time::sleep(self.pause(n)).await,
                         Err(e) => return Err(unknown(e)),
                     }
