@@ -34,6 +34,8 @@ mod races;
 mod reader;
 #[path = "fs/recover.rs"]
 mod recover;
+#[path = "fs/rmdir.rs"]
+mod rmdir;
 #[path = "fs/scrub.rs"]
 mod scrub;
 mod support;

@@ -27,11 +27,12 @@ const RACES: usize = 16;
 const AT_ONCE: usize = 16;
 
 /// What an index write starts from.
-struct Claim {
-    key: SecretKey,
+pub(super) struct Claim {
+    pub(super) key: SecretKey,
     remote: Option<Remote>,
     /// Readings that were merged so far: what `remote` says belongs to the names as of then.
     merges: u64,
+    leaving: bool,
 }
 
 impl Fs {
@@ -98,7 +99,9 @@ impl Fs {
         let cell = st.dirs.get_mut(&id)?;
         cell.busy = false;
         if cell.dead {
-            st.dirs.remove(&id);
+            if !cell.vanished {
+                st.dirs.remove(&id);
+            }
             return None;
         }
         match result {
@@ -130,9 +133,11 @@ impl Fs {
         }
         let mut races = 0;
         loop {
+            self.remove_displaced(id).await;
             let Some(claim) = self.start_from(id) else { return Ok(()) };
             let done = match &claim.remote {
                 None => self.write_first(id, &claim).await,
+                Some(remote) if claim.leaving => self.write_last(id, &claim, remote).await,
                 Some(remote) => self.write_next(id, &claim, remote).await,
             };
             match done {
@@ -153,7 +158,7 @@ impl Fs {
     fn start_from(&self, id: DirId) -> Option<Claim> {
         let st = self.state.lock();
         let cell = st.dirs.get(&id).filter(|c| !c.dead)?;
-        Some(Claim { key: cell.key.clone(), remote: cell.remote.clone(), merges: cell.merges })
+        Some(Claim { key: cell.key.clone(), remote: cell.remote.clone(), merges: cell.merges, leaving: cell.leaving })
     }
 
     /// Reads a directory's index and merges it: the only way in. Gives what [`Fs::after_merge`] and the kernel must know.
@@ -167,7 +172,10 @@ impl Fs {
             else {
                 return Ok(Merged::default());
             };
-            let (remote, entries) = self.within(self.index.load(id, &key)).await.map_err(|e| self.report(e, id))?;
+            let (remote, entries) = match self.within(self.index.load(id, &key)).await {
+                Ok(read) if !read.0.removed => read,
+                other => return self.removed_there(id, other.map(|(remote, _)| remote)).await,
+            };
             let mut st = self.state.lock();
             let Some(cell) = st.dirs.get_mut(&id) else { return Ok(Merged::default()) };
             if cell.state() != state {
@@ -211,9 +219,15 @@ impl Fs {
 
     /// Takes the names of one part that can be written, with what the part shall hold. `None` when the index was read again since
     /// the claim: names of one version must not be written under the tag of another.
-    fn take(&self, id: DirId, claim: &Claim, covers: impl Fn(&[u8]) -> bool + Copy) -> Option<(Vec<Taken>, Vec<Arc<Entry>>)> {
+    pub(super) fn take(
+        &self,
+        id: DirId,
+        claim: &Claim,
+        covers: impl Fn(&[u8]) -> bool + Copy,
+    ) -> Option<(Vec<Taken>, Vec<Arc<Entry>>)> {
         let mut st = self.state.lock();
         let counted = id == st.links;
+        let back: Vec<Vec<u8>> = super::vanished::leaving(&st, id).into_iter().map(|(name, _)| name).collect();
         let State { dirs, unborn, files, .. } = &mut *st;
         let cell = dirs.get_mut(&id).filter(|c| c.merges == claim.merges)?;
         let ready = |e: &Entry| match &e.body {
@@ -223,13 +237,14 @@ impl Fs {
             Body::Dir { dir_id, .. } => !unborn.contains(dir_id),
             _ => true,
         };
+        cell.dir.keep_back(back);
         let batch = cell.dir.take(ready, covers, BATCH);
         let content = cell.dir.content(&batch, covers);
         Some((batch, content))
     }
 
     /// The batch is in the bucket.
-    fn landed_names(&self, id: DirId, batch: &[Taken], update: impl FnOnce(&mut DirCell)) {
+    pub(super) fn landed_names(&self, id: DirId, batch: &[Taken], update: impl FnOnce(&mut DirCell)) {
         let (due, wake): (Vec<Guard>, Vec<DirId>) = {
             let mut st = self.state.lock();
             st.unborn.remove(&id);
@@ -281,7 +296,7 @@ impl Fs {
         self.live_of(st, e).is_some_and(|f| f.live.lock().dirty()) || super::moves::is_departing(st, e)
     }
 
-    fn give_back(&self, id: DirId, batch: &[Taken], e: &Error) {
+    pub(super) fn give_back(&self, id: DirId, batch: &[Taken], e: &Error) {
         if let Some(cell) = self.state.lock().dirs.get_mut(&id) {
             cell.dir.untake(batch, refused(e));
         }
@@ -308,7 +323,7 @@ impl Fs {
     }
 
     /// Writes every part that has names to write. `true` when there may be more to do.
-    async fn write_next(&self, id: DirId, claim: &Claim, remote: &Remote) -> Result<bool> {
+    pub(super) async fn write_next(&self, id: DirId, claim: &Claim, remote: &Remote) -> Result<bool> {
         let count = {
             let st = self.state.lock();
             let Some(cell) = st.dirs.get(&id) else { return Ok(false) };

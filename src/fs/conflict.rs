@@ -120,10 +120,13 @@ impl Fs {
     }
 
     /// Calls off a deletion that hung on removing an entry: another machine was first, and it may have given it another name.
-    fn spare(&self, e: &Entry) {
+    fn spare(&self, st: &mut State, e: &Entry) {
         let key = match &e.body {
             Body::File(f) => f.object_key(),
-            Body::Dir { dir_id, .. } => self.uploader.keys.index_key(dir_id, IndexPlace::HEAD),
+            Body::Dir { dir_id, .. } => {
+                st.dirs.get_mut(dir_id).into_iter().for_each(|c| c.leaving = false);
+                self.uploader.keys.index_key(dir_id, IndexPlace::HEAD)
+            }
             _ => return,
         };
         self.spare_key(&key);
@@ -149,7 +152,7 @@ impl Fs {
     fn resolve_one(&self, st: &mut State, dir: DirId, mut c: Clash) -> Vec<Guard> {
         let stays = matches!((&c.base, &c.theirs), (Some(b), Some(t)) if same(b, t));
         if let Some(b) = c.base.as_ref().filter(|_| !(stays && matches!(c.verdict, Verdict::Mine(_)))) {
-            self.spare(b);
+            self.spare(st, b);
         }
         let mut due = Vec::new();
         if c.moved {

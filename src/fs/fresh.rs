@@ -88,7 +88,9 @@ impl Fs {
             // Also after a failure: a store that is down is not asked on every lookup.
             cell.fetched = Some(Instant::now());
             if cell.dead {
-                st.dirs.remove(&id);
+                if !cell.vanished {
+                    st.dirs.remove(&id);
+                }
                 return;
             }
             cell.dir.has_pending()

@@ -24,6 +24,10 @@ use zeroize::Zeroizing;
 pub const FOLDER: &str = "journal";
 const NAMES: u8 = 1;
 const DONE: u8 = 2;
+/// Names of a directory are those of another one now, which is among the lines that follow.
+const REHOMED: u8 = 3;
+/// Where directories were when something was noted of their names.
+const PLACES: u8 = 4;
 /// A journal longer than this is rewritten from memory.
 pub const REWRITE_BYTES: u64 = 64 << 20;
 /// A journal longer than this is begun anew when nothing is pending.
@@ -61,6 +65,19 @@ impl Line {
     }
 }
 
+/// Where a directory is: its id, and its parent with key and name.
+#[derive(Clone)]
+pub struct PlaceLine {
+    /// The directory.
+    pub dir: DirId,
+    /// The one that it is in.
+    pub parent: DirId,
+    /// That one's key.
+    pub parent_key: SecretKey,
+    /// The name.
+    pub name: Vec<u8>,
+}
+
 /// A state of a name in the bucket.
 pub type Seen = Option<Arc<Entry>>;
 
@@ -79,6 +96,10 @@ pub struct Replayed {
     pub unborn: BTreeSet<DirId>,
     /// Names that this machine removed, and that are done.
     pub removed: BTreeSet<(DirId, Vec<u8>)>,
+    /// Where directories were, as far as it was noted.
+    pub places: BTreeMap<DirId, PlaceLine>,
+    /// Directories whose names are another one's by now.
+    rehomed: BTreeSet<DirId>,
     /// Directories whose index is in the bucket.
     born: BTreeSet<DirId>,
     /// Directories that were removed.
@@ -106,6 +127,8 @@ pub struct Journal {
     owner: LogOwner,
     env: Env,
     log: Mutex<SealedLog>,
+    /// Directories whose places are in the log.
+    placed: Mutex<BTreeSet<DirId>>,
 }
 
 fn file_name(env: &Env) -> String {
@@ -147,13 +170,21 @@ impl Journal {
     }
 
     /// Begins a journal that holds `lines` (with their change numbers) from the start.
-    pub fn begin(disk: Arc<dyn Disk>, owner: LogOwner, env: Env, lines: &[(u64, Line)]) -> Result<Journal> {
-        let log = Self::fresh(&disk, &owner, &env, lines)?;
-        Ok(Journal { disk, owner, env, log: Mutex::new(log) })
+    pub fn begin(disk: Arc<dyn Disk>, owner: LogOwner, env: Env, lines: &[(u64, Line)], places: &[PlaceLine]) -> Result<Journal> {
+        let log = Self::fresh(&disk, &owner, &env, lines, places)?;
+        let placed = Mutex::new(places.iter().map(|p| p.dir).collect());
+        Ok(Journal { disk, owner, env, log: Mutex::new(log), placed })
     }
 
-    fn fresh(disk: &Arc<dyn Disk>, owner: &LogOwner, env: &Env, lines: &[(u64, Line)]) -> Result<SealedLog> {
+    fn fresh(
+        disk: &Arc<dyn Disk>,
+        owner: &LogOwner,
+        env: &Env,
+        lines: &[(u64, Line)],
+        places: &[PlaceLine],
+    ) -> Result<SealedLog> {
         let log = SealedLog::create(disk.clone(), &file_name(env), owner, env)?;
+        places.iter().try_for_each(|p| log.append(PLACES, &encode_place(p)).map(|_| ()))?;
         for (seq, line) in lines {
             log.append(NAMES, &encode_names(*seq, std::slice::from_ref(line))?)?;
         }
@@ -166,6 +197,26 @@ impl Journal {
         let record = encode_names(seq, lines)?;
         self.log.lock().append(NAMES, &record).map_err(|e| e.context("writing the journal"))?;
         reach("name-journalled");
+        Ok(())
+    }
+
+    /// Notes the changes of one operation that makes names of `old`, a directory that is gone, names of another one.
+    pub fn rehomed(&self, old: DirId, seq: u64, lines: &[Line]) -> Result<()> {
+        let mut w = Writer::with_capacity(512);
+        w.bytes(&old.0).bytes(&encode_names(seq, lines)?);
+        self.log.lock().append(REHOMED, &w.secret()).map_err(|e| e.context("writing the journal"))?;
+        Ok(())
+    }
+
+    /// Whether the place of a directory is to be noted before its names.
+    pub fn lacks_place(&self, dir: DirId) -> bool {
+        !self.placed.lock().contains(&dir)
+    }
+
+    /// Notes where a directory is.
+    pub fn place(&self, place: &PlaceLine) -> Result<()> {
+        self.log.lock().append(PLACES, &encode_place(place))?;
+        self.placed.lock().insert(place.dir);
         Ok(())
     }
 
@@ -196,8 +247,9 @@ impl Journal {
     }
 
     /// Begins anew with `lines`, and drops the old journal. The caller holds the lock that orders changes.
-    pub fn rewrite(&self, lines: &[(u64, Line)]) -> Result<()> {
-        let fresh = Self::fresh(&self.disk, &self.owner, &self.env, lines)?;
+    pub fn rewrite(&self, lines: &[(u64, Line)], places: &[PlaceLine]) -> Result<()> {
+        let fresh = Self::fresh(&self.disk, &self.owner, &self.env, lines, places)?;
+        *self.placed.lock() = places.iter().map(|p| p.dir).collect();
         let old = std::mem::replace(&mut *self.log.lock(), fresh);
         reach("journal-begun-anew");
         old.destroy()
@@ -272,6 +324,12 @@ fn encode_names(seq: u64, lines: &[Line]) -> Result<Zeroizing<Vec<u8>>> {
     Ok(w.secret())
 }
 
+fn encode_place(p: &PlaceLine) -> Zeroizing<Vec<u8>> {
+    let mut w = Writer::with_capacity(128);
+    w.bytes(&p.dir.0).bytes(&p.parent.0).bytes(&p.parent_key.expose()[..]).bytes(&p.name);
+    w.secret()
+}
+
 fn write_refs<'a>(w: &mut Writer, refs: impl ExactSizeIterator<Item = &'a LinkRef>) {
     w.u32(refs.len() as u32);
     for one in refs {
@@ -316,7 +374,10 @@ impl Replayed {
         let over = |key: &(DirId, Vec<u8>), seq: u64| done.get(key).is_some_and(|d| *d >= seq);
         let removed = self.names.iter().filter(|(key, (seq, line))| line.entry.is_none() && over(key, *seq));
         self.removed = removed.map(|(key, _)| key.clone()).collect();
-        self.names.retain(|key, (seq, _)| !dead.contains(&key.0) && done.get(key).is_none_or(|d| *d < *seq));
+        // Of a directory that never reached the bucket nothing is left. What waits in one that did waits for its removal.
+        let nothing = |dir: &DirId| dead.contains(dir) && self.unborn.contains(dir) && !self.born.contains(dir);
+        let past = |dir: &DirId| nothing(dir) || self.rehomed.contains(dir);
+        self.names.retain(|key, (seq, _)| !past(&key.0) && done.get(key).is_none_or(|d| *d < *seq));
         self.tie_moves();
         let born = std::mem::take(&mut self.born);
         // One that no line speaks of is named by the bucket already.
@@ -332,7 +393,15 @@ impl Replayed {
             line.unborn = self.unborn.contains(&line.dir);
             line.entry_unborn = matches!(line.entry.as_deref().map(|e| &e.body),
                 Some(Body::Dir { dir_id, .. }) if self.unborn.contains(dir_id));
-            line.dead = None;
+        }
+        let dir_of = |e: &Entry| match &e.body {
+            Body::Dir { dir_id, .. } => Some(*dir_id),
+            _ => None,
+        };
+        let live: BTreeSet<DirId> = self.names.values().filter_map(|(_, l)| dir_of(l.entry.as_deref()?)).collect();
+        for (_, line) in self.names.values_mut() {
+            let base = line.seen.first().and_then(|s| dir_of(s.as_deref()?));
+            line.dead = base.filter(|d| dead.contains(d) && !live.contains(d));
         }
     }
 
@@ -373,37 +442,51 @@ impl Replayed {
         }
     }
 
+    /// The names of one operation.
+    fn step(&mut self, r: &mut Reader<'_>) -> Result<()> {
+        let seq = r.u64()?;
+        self.seq = self.seq.max(seq);
+        let count = r.u16()?;
+        let lines = (0..count).map(|_| read_line(r)).collect::<Result<Vec<Line>>>()?;
+        // What one name lost and one name got in the same step was moved.
+        let mut arrived = lines.iter().filter_map(|l| identity(l.entry.as_deref()?));
+        let here = arrived.next().filter(|_| arrived.next().is_none());
+        for line in lines {
+            if let (None, Some(id)) = (&line.entry, &here) {
+                let old = self.moved.get(&(line.dir, line.name.clone())).map_or(0, |(s, _)| *s);
+                if old <= seq {
+                    self.moved.insert((line.dir, line.name.clone()), (seq, id.clone()));
+                }
+            }
+            match line.unborn {
+                true => self.unborn.insert(line.dir),
+                false => self.born.insert(line.dir),
+            };
+            match line.entry.as_deref().map(|e| &e.body) {
+                Some(Body::Dir { dir_id, .. }) if line.entry_unborn => {
+                    self.unborn.insert(*dir_id);
+                }
+                _ => {}
+            }
+            self.dead.extend(line.dead);
+            self.take(seq, line);
+        }
+        Ok(())
+    }
+
     fn record(&mut self, kind: u8, payload: &[u8]) -> Result<()> {
         let mut r = Reader::new(payload, Failure::Log);
         match kind {
-            NAMES => {
-                let seq = r.u64()?;
-                self.seq = self.seq.max(seq);
-                let count = r.u16()?;
-                let lines = (0..count).map(|_| read_line(&mut r)).collect::<Result<Vec<Line>>>()?;
-                // What one name lost and one name got in the same step was moved.
-                let mut arrived = lines.iter().filter_map(|l| identity(l.entry.as_deref()?));
-                let here = arrived.next().filter(|_| arrived.next().is_none());
-                for line in lines {
-                    if let (None, Some(id)) = (&line.entry, &here) {
-                        let old = self.moved.get(&(line.dir, line.name.clone())).map_or(0, |(s, _)| *s);
-                        if old <= seq {
-                            self.moved.insert((line.dir, line.name.clone()), (seq, id.clone()));
-                        }
-                    }
-                    match line.unborn {
-                        true => self.unborn.insert(line.dir),
-                        false => self.born.insert(line.dir),
-                    };
-                    match line.entry.as_deref().map(|e| &e.body) {
-                        Some(Body::Dir { dir_id, .. }) if line.entry_unborn => {
-                            self.unborn.insert(*dir_id);
-                        }
-                        _ => {}
-                    }
-                    self.dead.extend(line.dead);
-                    self.take(seq, line);
-                }
+            NAMES => self.step(&mut r)?,
+            REHOMED => {
+                self.rehomed.insert(DirId(r.array()?));
+                self.step(&mut r)?;
+            }
+            PLACES => {
+                let (dir, parent) = (DirId(r.array()?), DirId(r.array()?));
+                let (parent_key, n) = (SecretKey::new(r.slice()?), r.left());
+                let name = r.bytes(n)?.to_vec();
+                self.places.insert(dir, PlaceLine { dir, parent, parent_key, name });
             }
             DONE => {
                 let dir = DirId(r.array()?);

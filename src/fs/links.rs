@@ -197,7 +197,7 @@ impl Fs {
         let links = self.load_links().await?;
         let mut st = self.state.lock();
         let cell = st.loaded(to)?;
-        if cell.dead {
+        if cell.is_removed() {
             return fail(Kind::NotFound, "the directory was removed");
         }
         if cell.dir.get(newname).is_some() {

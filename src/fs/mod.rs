@@ -7,6 +7,7 @@
 //! - Contents go to the spool and are uploaded by `upload.rs`; `file.rs` draws the states.
 //! - What two machines changed at once is settled by `conflict.rs` (names), `moves.rs` (names that move) and `rescue.rs` (contents);
 //!   how old what is shown may be, by `fresh.rs`.
+//! - A directory that is removed while it is in the bucket, on this machine or on another: `vanished.rs`.
 //! - `recover.rs` puts back what an earlier mount left; `drain.rs` waits until the bucket has everything.
 //!
 //! Lock order: see `state.rs`.
@@ -35,6 +36,7 @@ mod settle;
 mod state;
 pub mod status;
 mod upload;
+mod vanished;
 
 pub use open::{FsParts, KnownMemory, NamesHeld, Sink};
 pub use recover::Recovered;
@@ -335,6 +337,7 @@ impl Fs {
             line.left.extend(below.into_iter().map(|(r, _)| r));
             lines.push(line);
         }
+        self.note_places(st, ops.iter().map(|(dir, ..)| *dir));
         self.journal.names(st.seq + 1, &lines)
     }
 
@@ -490,5 +493,5 @@ fn names_dir(ops: &[Noted], dir: &DirId) -> bool {
 }
 
 fn evictable(c: &DirCell) -> bool {
-    c.dir.is_loaded() && c.nodes == 0 && !c.busy && !c.dir.has_pending() && c.times.is_none()
+    c.dir.is_loaded() && c.nodes == 0 && !c.busy && !c.leaving && !c.dir.has_pending() && c.times.is_none()
 }

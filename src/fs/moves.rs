@@ -144,7 +144,7 @@ impl Fs {
     /// names away must leave the object to the other.
     pub(super) fn named_elsewhere(&self, st: &State, id: FileId, but: (DirId, &[u8])) -> bool {
         let shows = |p: &Place| {
-            let there = st.dirs.get(&p.0).filter(|c| !c.dead).and_then(|c| c.dir.get(&p.1));
+            let there = st.dirs.get(&p.0).filter(|c| !c.is_removed()).and_then(|c| c.dir.get(&p.1));
             (p.0, &p.1[..]) != but && there.is_some_and(|e| matches!(&e.body, Body::File(f) if f.file_id == id))
         };
         let first = |body: &Body| derived_ino(&(but.0, but.1.to_vec()), body);

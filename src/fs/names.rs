@@ -169,7 +169,7 @@ impl Fs {
     fn add(&self, st: &mut State, parent: Ino, entry: Entry) -> Result<Found> {
         let dir = st.dir_of(parent)?;
         let cell = st.loaded(dir)?;
-        if cell.dead {
+        if cell.is_removed() {
             return fail(Kind::NotFound, "the directory was removed");
         }
         if cell.dir.get(&entry.name).is_some() {
@@ -311,20 +311,7 @@ impl Fs {
                     }
                 }
             }
-            Body::Dir { dir_id, .. } => {
-                if let Some(cell) = st.dirs.get_mut(dir_id) {
-                    cell.dead = true;
-                    if let Some(remote) = &cell.remote {
-                        after.push(Box::new(Doomed::index(self, *dir_id, remote)));
-                    }
-                }
-                st.unborn.remove(dir_id);
-                if let Some(cell) = st.dirs.get(dir_id)
-                    && !cell.busy
-                {
-                    st.dirs.remove(dir_id);
-                }
-            }
+            Body::Dir { dir_id, .. } => self.leave(st, (dir, &entry.name), *dir_id),
             _ => {}
         }
         if let Some(ino) = ino {

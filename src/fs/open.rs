@@ -304,7 +304,7 @@ impl Fs {
         let st = self.state.lock();
         let lines = self.journal_lines(&st);
         if (lines.is_empty() || len > journal::REWRITE_BYTES)
-            && let Err(e) = self.journal.rewrite(&lines)
+            && let Err(e) = self.journal.rewrite(&lines, &self.places_of(&st, lines.iter().map(|(_, l)| l.dir)))
         {
             tracing::warn!("the journal could not be begun anew: {e}");
         }
@@ -318,7 +318,8 @@ impl Fs {
                 |e: &Entry| matches!(&e.body, Body::File(f) if st.files.get(&f.file_id).is_some_and(|f| f.live.lock().dirty()));
             let behind = |e: &Entry| dirty(e) || super::moves::is_departing(st, e);
             for u in cell.dir.unsettled(behind) {
-                let line = st.line(*id, cell, u.name, u.entry, None);
+                let dead = cell.dir.dir_in_bucket(&u.name).filter(|d| st.dirs.get(d).is_some_and(|c| c.leaving));
+                let line = st.line(*id, cell, u.name, u.entry, dead);
                 lines.push((u.seq.unwrap_or(st.seq), journal::Line { delta: u.delta, left: u.left, ..line }));
             }
         }

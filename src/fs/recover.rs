@@ -69,8 +69,11 @@ pub(super) fn recover(st: &mut State, disk: &Arc<dyn Disk>, journal_owner: &LogO
         file.live.lock().gone |= place.is_some_and(|p| taken_away(&replayed, &p, file));
     }
     files.extend(put_empty_files(st, &replayed));
+    super::vanished::put_places(st, &replayed);
+    let places: Vec<_> = replayed.places.into_values().collect();
     let lines: Vec<(u64, Line)> = replayed.names.into_values().collect();
-    let journal = Journal::begin(disk.clone(), journal_owner.clone(), env.clone(), &lines)?;
+    let places = if lines.is_empty() { Vec::new() } else { places };
+    let journal = Journal::begin(disk.clone(), journal_owner.clone(), env.clone(), &lines, &places)?;
     reach("recovery-journalled");
     old.iter().try_for_each(ClosedLog::destroy)?;
     let report = Recovered { names: lines.len(), files: files.len(), damaged: damaged.len(), unreadable: unreadable.len() };
@@ -86,7 +89,7 @@ fn taken_away(replayed: &Replayed, place: &Place, file: &File) -> bool {
 }
 
 /// Makes the cell of a directory, when it is not there.
-fn cell<'s>(st: &'s mut State, id: DirId, key: &SecretKey) -> &'s mut DirCell {
+pub(super) fn cell<'s>(st: &'s mut State, id: DirId, key: &SecretKey) -> &'s mut DirCell {
     let unborn = st.unborn.contains(&id);
     st.dirs.entry(id).or_insert_with(|| {
         let dir = if unborn { Dir::presumed(id) } else { Dir::unloaded(id) };
@@ -146,6 +149,7 @@ fn put_names(st: &mut State, replayed: &Replayed) -> HashMap<FileId, Place> {
         dir.set(&line.name, *seq, change);
         dir.recall(&line.name, &line.seen, moved);
         let place = (line.dir, line.name.clone());
+        super::vanished::leaves(st, line, &place);
         if let Some(e) = line.seen.first().and_then(|b| b.as_deref()).filter(|_| moved) {
             super::moves::departs(st, e, &place);
         }

@@ -67,12 +67,12 @@ impl Fs {
     fn rename_locked(&self, st: &mut State, m: &Move<'_>) -> Result<Vec<Guard>> {
         let from = st.loaded(m.from)?;
         let Some(entry) = from.dir.get(m.name).cloned() else { return fail(Kind::NotFound, "no such name") };
-        if m.exchange() && from.dead {
+        if m.exchange() && from.is_removed() {
             return fail(Kind::NotFound, "the directory was removed");
         }
         let there = {
             let to = st.loaded(m.to)?;
-            if to.dead {
+            if to.is_removed() {
                 return fail(Kind::NotFound, "the directory was removed");
             }
             to.dir.get(m.newname).cloned()

@@ -93,6 +93,11 @@ impl Beaten {
         }
     }
 
+    /// Where it was.
+    pub(super) fn dir(&self) -> DirId {
+        self.dir
+    }
+
     /// Bytes of the version below from here on do not show.
     fn visible(&self) -> u64 {
         let cut = self.layers.iter().map(|l| l.limit()).min().unwrap_or(u64::MAX);
@@ -205,9 +210,10 @@ fn hopeless(e: &Error) -> bool {
 
 /// The name that this machine gave the file: it may have been renamed since, or have given way to another machine's.
 fn shown(st: &State, b: &Beaten) -> Option<(DirId, Arc<Entry>)> {
-    let cell = st.dirs.get(&b.dir).filter(|c| b.named && !c.dead)?;
+    let dir = st.home(b.dir);
+    let cell = st.dirs.get(&dir).filter(|c| b.named && !c.dead)?;
     let there = cell.dir.get(&b.entry.name).filter(|e| same(e, &b.entry)).cloned();
-    there.map(|e| (b.dir, e)).or_else(|| renamed(st, &b.entry, (b.dir, &b.entry.name)))
+    there.map(|e| (dir, e)).or_else(|| renamed(st, &b.entry, (dir, &b.entry.name)))
 }
 
 impl Fs {
@@ -532,7 +538,8 @@ impl Fs {
         if let Some((dir, e)) = shown(st, b).filter(|_| !b.incomplete) {
             return (dir, e.name.clone());
         }
-        let dir = if st.dirs.get(&b.dir).is_some_and(|c| !c.dead) { b.dir } else { st.root };
+        let home = st.home(b.dir);
+        let dir = if st.dirs.get(&home).is_some_and(|c| !c.is_removed()) { home } else { st.root };
         let free = st.dirs.get(&dir).is_none_or(|c| c.dir.get(&b.entry.name).is_none());
         match b.kind == ConflictKind::Rescued && free {
             _ if b.incomplete => (dir, self.noted_name(st, dir, &b.entry.name, ", incomplete")),

@@ -12,7 +12,19 @@ use std::time::{Duration, Instant};
 
 impl Fs {
     /// Returns when a name (or all names) of a directory, and the directory itself, are in the bucket.
-    pub(super) async fn settle(self: &Arc<Self>, dir: DirId, name: Option<&[u8]>) -> Result<()> {
+    pub(super) async fn settle(self: &Arc<Self>, mut dir: DirId, name: Option<&[u8]>) -> Result<()> {
+        loop {
+            self.settle_there(dir, name).await?;
+            // Another machine may have removed the directory meanwhile: what was made in it is in a new one.
+            let home = self.state.lock().home(dir);
+            if home == dir {
+                return Ok(());
+            }
+            dir = home;
+        }
+    }
+
+    async fn settle_there(self: &Arc<Self>, dir: DirId, name: Option<&[u8]>) -> Result<()> {
         if let Some(inode) = name.filter(|_| self.state.lock().links == dir) {
             // The names that lead to it have to be there as well.
             self.settle_one(dir, name).await?;
@@ -29,6 +41,9 @@ impl Fs {
             }
         }
         self.settle_one(dir, name).await?;
+        if self.state.lock().home(dir) != dir {
+            return Ok(());
+        }
         // Another machine may take the old name of what was moved away, and the object with it.
         let old = name.map_or_else(Vec::new, |n| self.old_names(dir, n));
         for (dir, name) in old {
@@ -37,14 +52,18 @@ impl Fs {
         // Up to the root: that a parent names the directory is worth nothing while nobody names the parent.
         let mut at = dir;
         for _ in 0..4096 {
+            let place = |st: &State| st.dirs.get(&st.home(at)).and_then(|c| c.place.clone());
             let (up, name, named) = {
                 let st = self.state.lock();
-                let Some((up, name)) = st.dirs.get(&at).and_then(|c| c.place.clone()) else { return Ok(()) };
-                let named = st.dirs.get(&up).is_none_or(|c| c.dir.in_bucket(&name));
+                let Some((up, name)) = place(&st) else { return Ok(()) };
+                let named = st.dirs.get(&up).is_none_or(|c| c.dir.is_reached(&name));
                 (up, name, named)
             };
             if !named {
                 self.settle_one(up, Some(&name)).await?;
+                if place(&self.state.lock()) != Some((up, name)) {
+                    continue;
+                }
             }
             at = up;
         }

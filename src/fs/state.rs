@@ -80,6 +80,10 @@ pub struct DirCell {
     pub error: Option<crate::error::Error>,
     /// Removed: nothing more is written.
     pub dead: bool,
+    /// Removed here, and the bucket has it still: the last version of its index comes first. See `vanished.rs`.
+    pub leaving: bool,
+    /// Removed by another machine.
+    pub vanished: bool,
 }
 
 impl DirCell {
@@ -101,7 +105,14 @@ impl DirCell {
             failures: 0,
             error: None,
             dead: false,
+            leaving: false,
+            vanished: false,
         }
+    }
+
+    /// Whether it was removed, here or by another machine.
+    pub fn is_removed(&self) -> bool {
+        self.dead || self.leaving
     }
 
     /// Changes whenever the bucket's side of the directory is known anew: what was read from the bucket before is too old then.
@@ -122,6 +133,8 @@ pub struct State {
     pub files: HashMap<FileId, Arc<File>>,
     /// Files that lost their name to another machine with contents that cannot be put together, while the name's new file is in use.
     pub stuck: Vec<Arc<File>>,
+    /// Directories that another machine removed, and where what was made in them here is now.
+    pub homes: lru::LruCache<DirId, DirId>,
     /// Directories whose index is not in the bucket yet.
     pub unborn: HashSet<DirId>,
     /// The root directory.
@@ -187,6 +200,7 @@ impl State {
             dirs: HashMap::new(),
             files: HashMap::new(),
             stuck: Vec::new(),
+            homes: lru::LruCache::new(RENAMED),
             unborn: HashSet::new(),
             root,
             links,
@@ -199,6 +213,14 @@ impl State {
             seq: 0,
             grown: 0,
         }
+    }
+
+    /// Where what was made in a directory is by now: see [`State::homes`].
+    pub fn home(&self, mut dir: DirId) -> DirId {
+        while let Some(next) = self.homes.peek(&dir) {
+            dir = *next;
+        }
+        dir
     }
 
     /// The next change number.

@@ -20,7 +20,7 @@ use super::meet::Clash;
 use super::merge::same;
 use crate::format::entry::{Body, Entry};
 use crate::types::{DirId, FileId, LinkRef};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -172,6 +172,8 @@ pub struct Dir {
     order: BTreeMap<u64, Vec<u8>>,
     pub(super) pending: BTreeMap<Vec<u8>, Pending>,
     pub(super) clashes: Vec<Clash>,
+    /// Names that no index write may take: they stand for directories which are about to be removed.
+    pub(super) kept_back: BTreeSet<Vec<u8>>,
     next_cookie: u64,
     dirs: u32,
 }
@@ -190,6 +192,7 @@ impl Dir {
             order: BTreeMap::new(),
             pending: BTreeMap::new(),
             clashes: Vec::new(),
+            kept_back: BTreeSet::new(),
             next_cookie: FIRST_COOKIE,
             dirs: 0,
         }
@@ -424,9 +427,10 @@ impl Dir {
                 break;
             }
         }
-        let entries = &self.entries;
+        let (entries, kept_back) = (&self.entries, &self.kept_back);
         let arrives = |t: &Arc<MoveToken>| t.arrived() || here.iter().any(|h| Arc::ptr_eq(h, t));
-        for (name, p) in self.pending.iter_mut().filter(|(n, _)| covers(n) && !entries.contains_key(*n)) {
+        let gone = |n: &Vec<u8>| covers(n) && !entries.contains_key(n) && !kept_back.contains(n);
+        for (name, p) in self.pending.iter_mut().filter(|(n, _)| gone(n)) {
             if batch.len() >= max {
                 break;
             }
@@ -448,7 +452,8 @@ impl Dir {
     ) {
         let entries = &self.entries;
         let first = batch.is_empty();
-        for (name, p) in self.pending.iter_mut().filter(|(n, _)| covers(n)) {
+        let kept_back = &self.kept_back;
+        for (name, p) in self.pending.iter_mut().filter(|(n, _)| covers(n) && !kept_back.contains(*n)) {
             if batch.len() >= max {
                 break;
             }

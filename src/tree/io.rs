@@ -76,9 +76,16 @@ pub struct Remote {
     pub shards: Vec<Version>,
     /// Numbers of the shards that are frozen: somebody is splitting the directory, or stopped while doing so.
     pub frozen: BTreeSet<u32>,
+    /// The head is frozen: somebody has removed the directory, and nothing comes into it any more.
+    pub removed: bool,
 }
 
 impl Remote {
+    /// A head without shards.
+    fn of(head: Version) -> Remote {
+        Remote { head, bits: 0, epoch: 0, shards: Vec::new(), frozen: BTreeSet::new(), removed: false }
+    }
+
     /// The shard of a name.
     pub fn shard_of(&self, name: &[u8]) -> u32 {
         crate::format::index::shard_of(name, self.bits)
@@ -219,7 +226,7 @@ impl IndexIo {
             let Role::Head { shard_bits, epoch } = node.role else {
                 return Err(Failure::Index.error("a shard lies in the place of a head"));
             };
-            let mut remote = Remote { head, bits: shard_bits, epoch, shards: Vec::new(), frozen: BTreeSet::new() };
+            let mut remote = Remote { bits: shard_bits, epoch, removed: node.frozen, ..Remote::of(head) };
             if shard_bits == 0 {
                 return Ok((remote, node.entries.into_iter().map(Arc::new).collect()));
             }
@@ -326,7 +333,7 @@ impl IndexIo {
         let dir = dir_ref(id, key);
         let node = node(Role::Head { shard_bits: 0, epoch: 0 }, None, entries);
         let head = self.put(&dir, &node, None).await?;
-        Ok(Remote { head, bits: 0, epoch: 0, shards: Vec::new(), frozen: BTreeSet::new() })
+        Ok(Remote::of(head))
     }
 
     /// Writes the next version of one part: the head without shards, or a shard.
@@ -362,7 +369,7 @@ impl IndexIo {
             _ => Cond::Any,
         };
         let head = self.put_under(&dir, &head, cond).await?;
-        Ok(Remote { head, bits, epoch, shards, frozen: BTreeSet::new() })
+        Ok(Remote { bits, epoch, shards, ..Remote::of(head) })
     }
 
     /// Splits a directory that holds `entries` (all of them) into more shards: new shards, then the head, then the old shards
@@ -386,7 +393,7 @@ impl IndexIo {
         if remote.bits > 0 {
             self.drop_shards(id, remote.epoch, remote.parts()).await?;
         }
-        Ok(Remote { head, bits, epoch, shards, frozen: BTreeSet::new() })
+        Ok(Remote { bits, epoch, shards, ..Remote::of(head) })
     }
 
     /// An epoch above `old` that no other machine draws at the same time.
@@ -437,6 +444,19 @@ impl IndexIo {
             }
         }
         Ok(())
+    }
+
+    /// Marks an empty directory as removed, for good: the last version of its head, written over the one that was seen. `Stale`
+    /// when somebody else wrote to it meanwhile. Shards are frozen first, for a name that comes into one of them leaves the head as
+    /// it is; who meets frozen shards under a head that is not frozen goes on as after a split that was begun.
+    pub async fn remove(&self, id: DirId, key: &SecretKey, remote: &Remote) -> Result<Remote> {
+        let dir = dir_ref(id, key);
+        if remote.bits > 0 {
+            self.freeze(&dir, remote, &[]).await?;
+        }
+        let last = node(Role::Head { shard_bits: 0, epoch: remote.epoch }, Some(&remote.head), &[]);
+        let head = self.put(&dir, &IndexNode { frozen: true, ..last }, Some(&remote.head)).await?;
+        Ok(Remote { head, removed: true, ..remote.clone() })
     }
 
     /// Marks all shards as frozen, so that no other machine writes to them while they are being replaced. What is frozen already

@@ -6,6 +6,7 @@ pub mod delta;
 pub mod dir;
 #[cfg(test)]
 mod dir_tests;
+pub mod gone;
 pub mod io;
 pub mod meet;
 pub mod merge;

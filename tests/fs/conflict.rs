@@ -14,10 +14,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-const MODES: [Mode; 2] = [Mode::Standard, Mode::ZeroKnowledge];
+pub const MODES: [Mode; 2] = [Mode::Standard, Mode::ZeroKnowledge];
 
 /// Names go to the bucket when a test says so, and each machine has a name.
-fn options(host: &str) -> Options {
+pub fn options(host: &str) -> Options {
     Options { host: host.to_owned(), commit_delay: Duration::from_secs(3600), ..quick() }
 }
 
@@ -26,7 +26,7 @@ fn machine(world: &World, host: &str) -> Mount {
 }
 
 /// Two machines, with what `prepare` made in sight of both.
-fn two(mode: Mode, prepare: impl FnOnce(&Mount)) -> (World, Mount, Mount) {
+pub fn two(mode: Mode, prepare: impl FnOnce(&Mount)) -> (World, Mount, Mount) {
     let world = World::new(mode, Suite::Aes256Gcm);
     let a = machine(&world, "a");
     prepare(&a);
@@ -38,7 +38,7 @@ fn two(mode: Mode, prepare: impl FnOnce(&Mount)) -> (World, Mount, Mount) {
 
 /// Names and contents of files (and names alone of directories), as a machine sees them that knows nothing. A conflict's host
 /// stands for its whole mark.
-fn seen(world: &World) -> BTreeMap<String, Vec<u8>> {
+pub fn seen(world: &World) -> BTreeMap<String, Vec<u8>> {
     let other = world.fresh();
     let tree = other.tree();
     assert_eq!(*other.sink.corrupt.lock(), Vec::<String>::new());
@@ -61,13 +61,13 @@ fn files(list: &[(&str, Vec<u8>)]) -> BTreeMap<String, Vec<u8>> {
     list.iter().map(|(n, d)| (format!("/{n}"), d.clone())).collect()
 }
 
-fn kinds(m: &Mount) -> Vec<ConflictKind> {
+pub fn kinds(m: &Mount) -> Vec<ConflictKind> {
     m.sink.conflicts.lock().iter().map(|c| c.kind).collect()
 }
 
 /// Both end; every object in the bucket is named, and every name has its object.
 #[track_caller]
-fn ends(world: &World, a: Mount, b: Mount, expected: &[(&str, Vec<u8>)]) {
+pub fn ends(world: &World, a: Mount, b: Mount, expected: &[(&str, Vec<u8>)]) {
     a.drain();
     b.drain();
     let found = seen(world);

@@ -340,6 +340,11 @@ impl Mount {
         self.wait(self.fs.unlink(WHO, dir, name))
     }
 
+    pub fn rmdir(&self, path: &str) -> Result<(), Error> {
+        let (dir, name) = self.place(path)?;
+        self.wait(self.fs.rmdir(WHO, dir, name))
+    }
+
     pub fn rename(&self, from: &str, to: &str) -> Result<(), Error> {
         let (a, b) = (self.place(from)?, self.place(to)?);
         self.wait(self.fs.rename(WHO, a.0, a.1, b.0, b.1, 0))
