@@ -255,8 +255,9 @@ fn dry_run_checks_and_mounts_nothing() {
     let world = World::new();
     let mnt = world.path("mnt");
     let words = ["mount", "--dry-run", &world.bucket(), mnt.to_str().unwrap(), "-o", "rw,_netdev,x-a=b,nofail,uid=3"];
-    let (code, _, err) = world.run(&words);
+    let (code, out, err) = world.run(&words);
     assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains("Nothing was mounted"), "{out}");
     std::fs::write(mnt.join("file"), "x").unwrap();
     let (code, _, err) = world.run(&words);
     assert_eq!(code, 2);

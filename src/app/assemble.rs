@@ -2,6 +2,7 @@
 
 use super::join::{Unlocked, mount_options, volume_dir};
 use super::lease;
+use super::left;
 use super::live::{Facts, Live, Local, Reporter, Teller};
 use super::mounted::Mounted;
 use super::plan::Plan;
@@ -138,7 +139,10 @@ async fn open_fs(
     let (fs, found) = Fs::open(parts).await?;
     if found != Recovered::default() {
         let Recovered { names, files, damaged, unreadable } = found;
-        tracing::info!("taken over from an earlier mount: {names} names and {files} files");
+        // A warning, so that it is seen on the terminal: these are the changes that were missing in the bucket.
+        if names + files > 0 {
+            tracing::warn!("{}", left::taken_over(files, names));
+        }
         if damaged + unreadable > 0 {
             tracing::error!("{damaged} local logs are damaged and {unreadable} unreadable: some of what was written is lost");
         }
@@ -174,7 +178,7 @@ async fn start(plan: &Plan, unlocked: Unlocked, opened: Opened, env: &Env, optio
     let (fs, reader) = open_fs(config, &unlocked, &opened, env, options).await?;
     let Opened { local, reporter, .. } = opened;
     reporter.event(Event::Mount { read_only, version: env!("CARGO_PKG_VERSION").to_owned() });
-    let Unlocked { stack, volume } = unlocked;
+    let Unlocked { stack, volume, notes } = unlocked;
     let facts = Facts {
         info: volume.info,
         store: stack.store.url(),
@@ -182,7 +186,7 @@ async fn start(plan: &Plan, unlocked: Unlocked, opened: Opened, env: &Env, optio
         config: config.clone(),
     };
     let cache = local.cache.as_ref().map(|(c, _)| c.clone());
-    let teller = Arc::new(Teller { fs: fs.clone(), reader, stack, reporter, facts, cache, since: Instant::now() });
+    let teller = Arc::new(Teller { fs: fs.clone(), reader, stack, reporter, facts, notes, cache, since: Instant::now() });
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     let overlay = Control::new(fs, teller.clone(), uid, gid, env.clock.now());
     let (dir, options) = (plan.dir.clone(), MountOptions { read_only, ..mount_options(plan) });

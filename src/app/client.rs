@@ -40,8 +40,14 @@ pub fn status(mut stream: UnixStream) -> Outcome<Status> {
 }
 
 /// Unmounts; `progress` hears what is left. Returns when all is in the bucket and wiped, or with the reason why not.
-pub fn unmount(mut stream: UnixStream, lazy: bool, timeout: Option<Duration>, progress: &mut dyn FnMut(Pending)) -> Outcome<()> {
-    ask(&mut stream, &Request::Unmount { lazy, timeout_s: timeout.map(|t| t.as_secs_f64()) })?;
+pub fn unmount(
+    mut stream: UnixStream,
+    lazy: bool,
+    stop: bool,
+    timeout: Option<Duration>,
+    progress: &mut dyn FnMut(Pending),
+) -> Outcome<()> {
+    ask(&mut stream, &Request::Unmount { lazy, stop, timeout_s: timeout.map(|t| t.as_secs_f64()) })?;
     let mut from = BufReader::new(stream);
     loop {
         match next(&mut from)? {

@@ -52,7 +52,7 @@ fn parse(text: &str) -> Value {
 
 #[test]
 fn every_field_of_a_status_is_documented() {
-    let printed = fields(&parse(&status::json(&Status::default()).unwrap()));
+    let printed = fields(&parse(&status::json(&Status { notes: vec![String::new()], ..Status::default() }).unwrap()));
     assert_eq!(printed, first_words(&rows("Status", 0)));
 }
 

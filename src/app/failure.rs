@@ -37,7 +37,7 @@ impl From<Error> for Failure {
         let message = e.to_string();
         // What is said already need not be said twice.
         let advice = match e.kind() {
-            Kind::Invalid | Kind::Unsupported | Kind::Busy | Kind::NotFound => "",
+            Kind::Invalid | Kind::Unsupported | Kind::Busy | Kind::NotFound | Kind::Exists => "",
             kind => kind.advice(),
         };
         Failure { exit: Exit::from(e.kind()).code(), message, advice: advice.to_owned() }

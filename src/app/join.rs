@@ -33,6 +33,14 @@ pub struct Unlocked {
     pub stack: Stack,
     /// Keys.
     pub volume: Volume,
+    /// What the store does not do: a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Whether somebody should act on what a store does not do. What smpfs works around is for the log and the status.
+fn wants_attention(stack: &Stack) -> bool {
+    let caps = stack.store.caps();
+    !(caps.write && caps.put_if_absent && caps.put_if_match)
 }
 
 /// Opens the store with the settings' limits. `create` makes a missing directory bucket.
@@ -110,10 +118,11 @@ pub async fn unlock(spec: &StoreSpec, config: &Config, secret: Secret) -> Result
         }
         done => done?,
     };
-    for note in stack.probe().await? {
-        tracing::warn!("{note}");
+    let notes = stack.probe().await?;
+    for note in &notes {
+        if wants_attention(&stack) { tracing::warn!("{note}") } else { tracing::info!("{note}") }
     }
-    Ok(Unlocked { stack, volume })
+    Ok(Unlocked { stack, volume, notes })
 }
 
 /// Where a volume's local state lies.

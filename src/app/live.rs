@@ -193,6 +193,8 @@ pub struct Teller {
     pub reporter: Arc<Reporter>,
     /// Facts.
     pub facts: Facts,
+    /// What the store does not do.
+    pub notes: Vec<String>,
     /// The sealed cache.
     pub cache: Option<Arc<DiskCache>>,
     /// When it began to serve.
@@ -236,7 +238,9 @@ impl Teller {
         if let Some((at, what)) = ours.into_iter().chain(theirs).max_by_key(|(at, _)| *at) {
             (s.trouble.last_error_time, s.trouble.last_error) = (Some(at), Some(what));
         }
-        s.health = match (self.stack.health.is_down(), s.trouble.corrupt > 0) {
+        s.store_away = self.stack.health.is_down();
+        s.notes = self.notes.clone();
+        s.health = match (s.store_away, s.trouble.corrupt > 0) {
             (true, _) => HealthWord::Offline,
             (_, true) => HealthWord::Degraded,
             _ => HealthWord::Ok,

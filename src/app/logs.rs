@@ -14,12 +14,35 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::{FilterExt, dynamic_filter_fn};
+use tracing_subscriber::fmt::{self, FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::{Filter, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 /// A log file is put aside at this length; one older file is kept.
 const MAX_FILE: u64 = 10 << 20;
+
+/// A line as commands print their own warnings.
+struct Sentence;
+
+impl<S, N> FormatEvent<S, N> for Sentence
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        ctx: &FmtContext<'_, S, N>,
+        mut to: fmt::format::Writer<'_>,
+        line: &tracing::Event<'_>,
+    ) -> std::fmt::Result {
+        let word = if *line.metadata().level() == tracing::Level::ERROR { "error" } else { "warning" };
+        write!(to, "smpfs: {word}: ")?;
+        ctx.format_fields(to.by_ref(), line)?;
+        writeln!(to)
+    }
+}
 
 /// Changes the level while running.
 pub struct LogHandle {
@@ -60,9 +83,12 @@ pub fn start(config: &Config, role: Role, own_file: &Path) -> Result<LogHandle> 
     let (filter, handle) = reload::Layer::new(parsed);
     let mut layers: Vec<Boxed> = vec![output(config, role, own_file, &detailed)?];
     if role == Role::Daemon {
-        let warnings =
-            tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false).with_ansi(false);
-        layers.push(warnings.with_filter(for_people(&detailed).and(LevelFilter::WARN)).boxed());
+        let heard = for_people(&detailed).and(LevelFilter::WARN);
+        let warnings = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+        layers.push(match detailed.load(Ordering::Relaxed) {
+            true => warnings.without_time().with_target(false).with_filter(heard).boxed(),
+            false => warnings.event_format(Sentence).with_filter(heard).boxed(),
+        });
     }
     // A second start in one process (tests) keeps the first.
     let started = tracing_subscriber::registry().with(filter).with(layers).try_init().is_ok();
@@ -130,7 +156,13 @@ fn output(config: &Config, role: Role, own_file: &Path, detailed: &Arc<AtomicBoo
         LogTarget::Auto | LogTarget::Stderr => {
             let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
             let people = for_people(detailed);
-            Ok(if json { layer.json().with_filter(people).boxed() } else { layer.with_filter(people).boxed() })
+            Ok(match json {
+                true => layer.json().with_filter(people).boxed(),
+                false if role == Role::Command && !detailed.load(Ordering::Relaxed) => {
+                    layer.event_format(Sentence).with_filter(people).boxed()
+                }
+                false => layer.with_filter(people).boxed(),
+            })
         }
     }
 }

@@ -16,6 +16,7 @@ mod init;
 mod install;
 mod join;
 mod lease;
+mod left;
 mod live;
 mod logs;
 mod mount;

@@ -35,6 +35,12 @@ pub fn run(args: &MountArgs, config_file: Option<PathBuf>) -> Outcome<()> {
     plan.warnings.iter().for_each(|w| super::warn(w));
     check_mount_point(&plan)?;
     if args.dry_run {
+        secret::warnings(args.secret.passphrase_fd, &plan.config)?.iter().for_each(|w| super::warn(w));
+        super::print(&format!(
+            "Options, store entry and mount point are right: {} on {}. Nothing was mounted; neither the store nor the passphrase was tried.\n",
+            plan.store,
+            plan.dir.display()
+        ));
         return Ok(());
     }
     if secret::will_prompt(args.secret.passphrase_fd, &plan.config) {
@@ -77,7 +83,10 @@ fn check_mount_point(plan: &Plan) -> Outcome<()> {
         let dir = plan.dir.display();
         return Err(Failure::new(
             Exit::Busy,
-            format!("{dir} is mounted already, or its uploads go on; see `smpfs status {dir}`"),
+            format!(
+                "{dir} is mounted already, or its uploads go on: see `smpfs status {dir}`. `smpfs unmount {dir}` waits for uploads, and with \
+                 --stop ends them and keeps what is left for the next mount"
+            ),
         ));
     }
     Ok(mountpoint::check(&plan.dir, &plan.config)?)

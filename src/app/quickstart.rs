@@ -29,7 +29,7 @@ const CANARY: &[u8] = b"Phantom^Quickstart";
 const UPLOADS: Duration = Duration::from_secs(30);
 /// What ends a tour at the user's wish.
 const INTERRUPTED: &str = "interrupted";
-/// Lines of each column at most.
+/// Lines of each list at most.
 const MAX_ROWS: usize = 16;
 
 /// Runs it.
@@ -47,7 +47,13 @@ pub fn run(args: &QuickstartArgs) -> Outcome<()> {
     let cleaned = place.clean(args.keep);
     match outcome {
         Err(failure) if failure.message != INTERRUPTED => Err(failure),
-        _ => cleaned,
+        Err(_) => {
+            cleaned?;
+            let rest = if args.keep { "everything but the bucket was removed" } else { "everything was removed" };
+            print(&format!("\nstopped; {rest}\n"));
+            Ok(())
+        }
+        Ok(()) => cleaned,
     }
 }
 
@@ -69,7 +75,7 @@ fn tour(place: &Place, args: &QuickstartArgs, stop: &Interrupts) -> Outcome<()> 
     step(3, "Sample files, written as any program writes");
     let written = write_samples(&place.mount)?;
     place.wait_for_uploads()?;
-    columns(place)?;
+    both_views(place)?;
     stop.check()?;
 
     step(4, "Unmounted and mounted again: nothing is left in a cache, all comes from the bucket");
@@ -128,23 +134,17 @@ fn at(name: &str, e: std::io::Error) -> Failure {
     Error::from(e).context(format!("{name} in the mount")).into()
 }
 
-/// Bucket and mount side by side.
-fn columns(place: &Place) -> Outcome<()> {
-    let left = listing(&place.bucket)?;
-    let right = listing(&place.mount)?;
-    print(&format!("\n   {:<52}  {}\n", "the bucket sees", "you see"));
-    for i in 0..left.len().max(right.len()).min(MAX_ROWS) {
-        let cell = |side: &[(String, u64)], width: usize| match side.get(i) {
-            Some((name, len)) => {
-                let room = width - 11;
-                let start = name.char_indices().rev().nth(room - 1).map_or(0, |(at, _)| at);
-                let shown =
-                    if start > 0 { format!("…{}", &name[start..].chars().skip(1).collect::<String>()) } else { name.clone() };
-                format!("{shown:<room$} {:>10}", size(*len))
-            }
-            None => String::new(),
-        };
-        print(&format!("   {:<52}  {}\n", cell(&left, 52), cell(&right, 40)));
+/// What lies in the bucket, and what the mount shows: one after the other, since an object is not one file.
+fn both_views(place: &Place) -> Outcome<()> {
+    for (title, dir) in [("The bucket sees", &place.bucket), ("You see", &place.mount)] {
+        let all = listing(dir)?;
+        print(&format!("\n   {title}:\n"));
+        for (name, len) in all.iter().take(MAX_ROWS) {
+            print(&format!("     {:>10}  {name}\n", size(*len)));
+        }
+        if all.len() > MAX_ROWS {
+            print(&format!("     and {} more\n", all.len() - MAX_ROWS));
+        }
     }
     Ok(())
 }
@@ -213,6 +213,7 @@ struct Place {
     bucket: PathBuf,
     mount: PathBuf,
     runtime: PathBuf,
+    state: PathBuf,
     /// The base directory was made here.
     made_base: bool,
 }
@@ -230,8 +231,14 @@ impl Place {
         }
         mountpoint::private_dir(&base)?;
         let base = base.canonicalize()?;
-        let place =
-            Place { bucket: base.join("bucket"), mount: base.join("patients"), runtime: base.join("local/run"), made_base, base };
+        let place = Place {
+            bucket: base.join("bucket"),
+            mount: base.join("patients"),
+            runtime: base.join("local/run"),
+            state: base.join("local/state"),
+            made_base,
+            base,
+        };
         for dir in [&place.bucket, &place.mount, &place.runtime] {
             mountpoint::private_dir(dir)?;
         }
@@ -271,13 +278,18 @@ impl Place {
         Ok(())
     }
 
+    fn places(&self) -> unmount::Places<'_> {
+        unmount::Places { runtime: &self.runtime, state: &self.state }
+    }
+
     /// With `force`, also when a shell of the user's stands in it.
     fn unmount(&self, force: bool) -> Outcome<()> {
         self.end(force, None, false)
     }
 
     fn end(&self, force: bool, limit: Option<Duration>, quiet: bool) -> Outcome<()> {
-        let unmount = || unmount::unmount(&self.runtime, &self.mount, false, limit, quiet);
+        let unmount =
+            || unmount::unmount(self.places(), &self.mount, unmount::How { timeout: limit, quiet, ..Default::default() });
         match unmount() {
             Err(busy) if force && busy.exit() == Exit::Busy => {
                 if let Some(stream) = client::connect(&socket::path_of(&self.runtime, &self.mount))? {

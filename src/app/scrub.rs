@@ -7,14 +7,16 @@ use super::logs::{self, Role};
 use super::scrub_state::State;
 use super::status::{count, size};
 use super::{harden, init, plan, secret, settings};
+use crate::audit::rfc3339;
 use crate::cli::{Exit, RecoverArgs, ScrubArgs, VolumeArgs};
 use crate::config::{Config, Value};
 use crate::crypto::sign::VerifyingKey;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result, fail};
 use crate::lease::Keeper;
-use crate::scrub::{self, Find, Gc, Progress, PublicParts, Repaired, Report, Root, Scrub, Seen, What};
+use crate::scrub::{self, Find, Gc, Progress, PublicParts, Repaired, Report, Root, Scrub, Seen, Waiting, What};
 use crate::store::StoreSpec;
+use crate::types::Time;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::io::{BufRead, IsTerminal, Write};
@@ -113,7 +115,8 @@ pub fn run(args: &ScrubArgs, config_file: Option<PathBuf>) -> Outcome<()> {
     let state = State::open(&begun.config, &unlocked, &Env::real())?;
     if !state.ours {
         super::warn(
-            "the volume is mounted here: what this machine has seen of it, its audit log and its quarantine are the mount's",
+            "the volume is mounted here, and its mount holds what this machine remembers: whether an index or a file was set back to an \
+             older state is not checked now, and nothing is noted in audit log and quarantine. Run it again after `smpfs unmount` for that",
         );
     }
     if args.gc && state.has_unsent()? {
@@ -150,6 +153,13 @@ async fn whole(scrub: &Scrub, args: &ScrubArgs, state: &State, done: &mut Done) 
         done.repaired = Some(repaired);
     }
     if args.gc {
+        let lost = seen.returnable();
+        if !args.dry_run && lost > 0 {
+            let (files, them) = (count(lost, "file"), if lost == 1 { "it" } else { "them" });
+            super::warn(&format!(
+                "{files} that no index names will be deleted for good; `smpfs recover` could link {them} back. Ctrl-C within the next seconds stops it"
+            ));
+        }
         let gc = watched(scrub.gc(&mut seen, args.dry_run), || scrub.progress(), true).await?;
         if !args.dry_run {
             state.note(format!("scrub --gc: {} objects and {} uploads deleted", gc.objects.len(), gc.uploads.len()));
@@ -175,6 +185,7 @@ fn keyless(begun: &Begun, args: &ScrubArgs) -> Outcome<()> {
 pub fn recover(args: &RecoverArgs, config_file: Option<PathBuf>) -> Outcome<()> {
     let begun = begin(&args.volume, config_file)?;
     let options = begun.options(&args.volume, true)?;
+    let grace = options.grace;
     let mut unlocked = begun.unlock(args.volume.secret.passphrase_fd)?;
     let state = State::open(&begun.config, &unlocked, &Env::real())?;
     if !state.ours {
@@ -182,19 +193,21 @@ pub fn recover(args: &RecoverArgs, config_file: Option<PathBuf>) -> Outcome<()> 
     }
     let lease = if args.dry_run { None } else { begun.lease(&mut unlocked, &state)? };
     let scrub = begun.scrub(&unlocked, &state, options)?;
-    let done = recover_with(&begun, args, &scrub, &state);
+    let done = recover_with(&begun, args, &scrub, &state, grace);
     begun.runtime.block_on(lease::release(lease.as_ref()));
     done
 }
 
-fn recover_with(begun: &Begun, args: &RecoverArgs, scrub: &Scrub, state: &State) -> Outcome<()> {
-    let outlook = begun.runtime.block_on(watched(scrub.outlook(), || scrub.progress(), args.volume.quiet))?;
+fn recover_with(begun: &Begun, args: &RecoverArgs, scrub: &Scrub, state: &State, grace: std::time::Duration) -> Outcome<()> {
+    let outlook = begun.runtime.block_on(watched(scrub.outlook(), || scrub.progress(), true))?;
+    let waiting = waits(outlook.waiting(), grace, &args.volume.grace);
     if outlook.is_empty() {
-        super::print("Nothing to recover: every index can be read, and no file is left over.\n");
+        let rest = if waiting.is_empty() { "no file is left over" } else { "no file is left over that is old enough" };
+        super::print(&format!("Nothing to recover: every index can be read, and {rest}.\n{waiting}"));
         return Ok(state.close()?);
     }
     let lines: Vec<String> = outlook.lines().iter().map(|l| shown(l)).collect();
-    super::print(&format!("{}\n", lines.join("\n")));
+    super::print(&format!("{}\n{waiting}", lines.join("\n")));
     if args.dry_run {
         return Ok(state.close()?);
     }
@@ -208,12 +221,37 @@ fn recover_with(begun: &Begun, args: &RecoverArgs, scrub: &Scrub, state: &State)
     super::print(&format!(
         "{} written anew with {} that could still be read; {} back, {} of them in /lost+found.\n\
          Gone with a lost index: names and keys of its subdirectories, links, owners, extended attributes, later renames.\n",
-        count(done.dirs.len() as u64, "index").replace("indexs", "indexes"),
-        count(done.kept, "entry").replace("entrys", "entries"),
+        count(done.dirs.len() as u64, "index"),
+        count(done.kept, "entry"),
         count(files, "file"),
         done.homeless.len()
     ));
     Ok(state.close()?)
+}
+
+/// What a recovery leaves out because it is young, and how to get it; empty when there is nothing.
+fn waits(waiting: Waiting, grace: Duration, given: &str) -> String {
+    if waiting.files == 0 {
+        return String::new();
+    }
+    let one = waiting.files == 1;
+    let (is, it, it_was) = if one { ("is", "it", "it was") } else { ("are", "them", "they were") };
+    let files = count(waiting.files, "file");
+    let Some(newest) = waiting.newest else {
+        return format!("{files} that no index names {is} left out: the store does not tell when {it_was} written.\n");
+    };
+    let sec = newest.sec.saturating_add(i64::try_from(grace.as_secs()).unwrap_or(i64::MAX)).saturating_add(60);
+    let at = rfc3339(Time { sec, nsec: 0 });
+    let date = format!("{} {} UTC", at.get(..10).unwrap_or(&at), at.get(11..16).unwrap_or_default());
+    let sooner = if grace > scrub::MIN_GRACE {
+        "with `--grace 1h`, when no mount runs anywhere and the last write is an hour ago, or "
+    } else {
+        ""
+    };
+    format!(
+        "{files} that no index names {is} left out: younger than {given} (--grace), a mount may be about to name {it}.\n\
+         To link {it} back, run again {sooner}after {date}.\n"
+    )
 }
 
 /// Asks on the terminal.
@@ -336,6 +374,9 @@ fn tell(report: &Report, done: &Done, args: &ScrubArgs) -> Outcome<()> {
         for key in g.objects.iter().chain(&g.uploads) {
             text.push_str(&format!("{word:<12} {}\n", shown(key)));
         }
+        if g.objects.is_empty() && g.uploads.is_empty() {
+            text.push_str(if args.dry_run { "Nothing would be deleted.\n" } else { "Nothing was there to delete.\n" });
+        }
     }
     super::print(&text);
     Ok(())
@@ -354,7 +395,6 @@ fn summary(report: &Report, args: &ScrubArgs) -> String {
         )
     } else {
         let dirs = format!("{} in {}", count(c.dirs, "directory"), count(c.indexes, "index object"));
-        let dirs = dirs.replace("directorys", "directories");
         let read = match args.quick {
             true => "no contents read (--quick)".to_owned(),
             false => format!("{} verified ({})", count(c.files, "file"), size(c.bytes)),
@@ -365,7 +405,8 @@ fn summary(report: &Report, args: &ScrubArgs) -> String {
         let (are, they) = if c.young == 1 { ("is", "It") } else { ("are", "They") };
         text += &format!(
             "{} that no index names {are} younger than {grace} (--grace) and too young to tell: a mount may be about to name it.\n\
-             {they} will be judged by a scrub that runs {grace} or more after the upload.\n",
+             {they} will be judged by a scrub that runs {grace} or more after the upload. If a file or a directory is missing and no mount \
+             runs anywhere, `smpfs recover --grace 1h` links back what has lost its name.\n",
             count(c.young, "object"),
             grace = args.volume.grace
         );
@@ -375,6 +416,21 @@ fn summary(report: &Report, args: &ScrubArgs) -> String {
     }
     if report.is_clean() && report.complete {
         text += "Nothing wrong was found.\n";
+    }
+    text += &advice(report);
+    text
+}
+
+/// What can be done about what was found.
+fn advice(report: &Report) -> String {
+    let any = |all: &[What]| all.iter().any(|what| report.count(*what) > 0);
+    let mut text = String::new();
+    if any(&[What::Index]) {
+        text += "What to do: unmount the volume everywhere; `smpfs recover STORE --dry-run` says what can be brought back of a lost index.\n";
+    }
+    if any(&[What::Missing, What::Corrupt, What::RolledBack]) {
+        text += "What to do: bring the object back from the bucket's versions or a backup, under the key in brackets, or remove the file \
+                 and write it anew. What was found is kept as evidence: `.smpfs/quarantine` in a mount lists it.\n";
     }
     text
 }

@@ -71,6 +71,15 @@ pub fn obtain(fd: Option<u32>, config: &Config) -> Result<(Secret, Vec<Warning>)
     Ok((Secret { bytes, recovery_code: false }, vec![]))
 }
 
+/// What [`obtain`] would warn of, without asking on a terminal and without reading a descriptor, which can be read once.
+pub fn warnings(fd: Option<u32>, config: &Config) -> Result<Vec<Warning>> {
+    let file = config.recovery_code_file.as_ref().or(config.passphrase_file.as_ref());
+    match file.filter(|_| fd.is_none()) {
+        Some(path) => from_file(path).map(|(_, warnings)| warnings),
+        None => Ok(Vec::new()),
+    }
+}
+
 /// Finds the passphrase of a new volume; a typed one is asked for twice.
 pub fn choose(fd: Option<u32>, config: &Config) -> Result<(Zeroizing<Vec<u8>>, Vec<Warning>)> {
     let (bytes, mut warnings) = match (fd, &config.passphrase_file) {

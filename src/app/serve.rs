@@ -4,7 +4,7 @@
 //!              TERM/INT, unmount request                all uploaded
 //!   Serving ────────────────────────────> Draining ─────────────────> wiped, exit 0
 //!      ├─ lazily: serves what is open ───────┤ │
-//!      └────── umount(8) by anybody ─────────┘ │ second TERM/INT, unmount-timeout after a signal
+//!      └────── umount(8) by anybody ─────────┘ │ second TERM/INT, `unmount --stop`, unmount-timeout after a signal
 //!                                              └────────> caches wiped, sealed journal kept, exit 6
 //! ```
 //! Unmounting comes first, uploads after: a program that still has files open is heard of at once, not after an hour of uploads,
@@ -99,6 +99,8 @@ pub struct Daemon {
 enum Cause {
     Signal,
     Request,
+    /// A request that wants no uploads.
+    Stop,
     Kernel,
 }
 
@@ -164,16 +166,20 @@ async fn serving(
             }
             Some(request) = unmounts.recv() => {
                 let result = match lingers {
-                    true if request.lazy => Ok(()),
+                    true if request.lazy || request.stop => Ok(()),
                     true => fail(Kind::Busy, "files of the mount are still open, though it is out of the directory tree"),
                     false => mounted.detach(request.lazy).await,
                 };
                 let detached = result.is_ok();
-                lingers |= detached && request.lazy;
+                let stops = detached && request.stop;
+                lingers |= detached && request.lazy && !stops;
                 if lingers {
                     let _ = phase.send(Phase::Lingering);
                 }
                 let _ = request.answer.send(result.map_err(Failure::from));
+                if stops {
+                    return Cause::Stop;
+                }
                 if detached && !lingers {
                     return Cause::Request;
                 }
@@ -224,13 +230,21 @@ async fn draining(
     let far = Instant::now() + Duration::from_secs(365 * 86_400);
     let mut ends = u32::from(cause == Cause::Signal);
     let mut tick = interval(DRAIN_TICK);
+    if cause == Cause::Stop && !mounted.status().pending.is_empty() {
+        return Err(left_behind(mounted));
+    }
     let upload = upload_all(mounted);
     tokio::pin!(upload);
     loop {
         tokio::select! {
             uploaded = &mut upload => return uploaded,
             // It is detached already; the connection now waits for the end.
-            Some(request) = unmounts.recv() => { let _ = request.answer.send(Ok(())); }
+            Some(request) = unmounts.recv() => {
+                let _ = request.answer.send(Ok(()));
+                if request.stop && !mounted.status().pending.is_empty() {
+                    return Err(left_behind(mounted));
+                }
+            }
             wish = signals.next() => if wish == Wish::End {
                 ends += 1;
                 if ends > 1 {

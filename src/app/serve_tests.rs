@@ -116,7 +116,7 @@ impl World {
     async fn unmount(&self, lazy: bool, timeout: Option<Duration>) -> (Outcome<()>, Vec<Pending>) {
         self.client(move |stream| {
             let mut seen = Vec::new();
-            let outcome = client::unmount(stream, lazy, timeout, &mut |p| seen.push(p));
+            let outcome = client::unmount(stream, lazy, false, timeout, &mut |p| seen.push(p));
             (outcome, seen)
         })
         .await
@@ -157,6 +157,24 @@ async fn a_timeout_answers_pending_and_the_uploads_go_on() {
     let World { process, fake, .. } = world;
     assert_eq!(process.await.unwrap(), Ok(()));
     assert_eq!(*fake.wiped.lock(), Some(false));
+}
+
+/// Both as the first request and in the middle of a drain that cannot end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_ends_the_uploads_and_keeps_what_is_left() {
+    for draining in [false, true] {
+        let world = World::start(Fake::new(2));
+        if draining {
+            assert_eq!(world.unmount(false, Some(Duration::ZERO)).await.0.unwrap_err().exit(), Exit::Pending);
+        }
+        let stopped = world.client(|stream| client::unmount(stream, false, true, None, &mut |_| ())).await.unwrap_err();
+        assert!(stopped.exit() == Exit::Pending && stopped.message.contains("the next mount goes on"), "{stopped}");
+        assert_eq!(*world.fake.wiped.lock(), Some(true), "the journal is kept");
+        assert_eq!(world.process.await.unwrap().unwrap_err().exit(), Exit::Pending);
+    }
+    let nothing_left = World::start(Fake::new(0));
+    nothing_left.client(|stream| client::unmount(stream, false, true, None, &mut |_| ())).await.unwrap();
+    assert_eq!(*nothing_left.fake.wiped.lock(), Some(false));
 }
 
 #[tokio::test(flavor = "multi_thread")]

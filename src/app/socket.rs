@@ -48,6 +48,9 @@ pub enum Request {
         /// Detach even when files are open.
         #[serde(default)]
         lazy: bool,
+        /// Do not upload what is left: keep it sealed for the next mount, and end.
+        #[serde(default)]
+        stop: bool,
         /// Answer after so many seconds even when data is left; the uploads go on.
         #[serde(default)]
         timeout_s: Option<f64>,
@@ -85,6 +88,8 @@ pub enum Phase {
 pub struct Unmount {
     /// Even when files are open.
     pub lazy: bool,
+    /// What is left is kept for the next mount.
+    pub stop: bool,
     /// Where the answer goes.
     pub answer: oneshot::Sender<std::result::Result<(), Failure>>,
 }
@@ -192,9 +197,9 @@ impl Server {
         }
         match serde_json::from_str(&line) {
             Ok(Request::Status) => say(&mut to, &Reply::Status(Box::new(self.status()))).await,
-            Ok(Request::Unmount { lazy, timeout_s }) => {
+            Ok(Request::Unmount { lazy, stop, timeout_s }) => {
                 let limit = timeout_s.map(|s| Duration::try_from_secs_f64(s).unwrap_or(Duration::MAX));
-                self.unmount(&mut to, lazy, limit).await
+                self.unmount(&mut to, lazy, stop, limit).await
             }
             Err(e) => say(&mut to, &Reply::Failed(Failure::new(Exit::Usage, format!("the request makes no sense: {e}")))).await,
         }
@@ -208,11 +213,17 @@ impl Server {
         status
     }
 
-    async fn unmount<W: AsyncWriteExt + Unpin>(&self, to: &mut W, lazy: bool, limit: Option<Duration>) -> std::io::Result<()> {
+    async fn unmount<W: AsyncWriteExt + Unpin>(
+        &self,
+        to: &mut W,
+        lazy: bool,
+        stop: bool,
+        limit: Option<Duration>,
+    ) -> std::io::Result<()> {
         let deadline = limit.and_then(|l| Instant::now().checked_add(l));
         let (answer, answered) = oneshot::channel();
         // A main loop that is gone has published how it ended.
-        if self.unmounts.send(Unmount { lazy, answer }).await.is_ok()
+        if self.unmounts.send(Unmount { lazy, stop, answer }).await.is_ok()
             && let Ok(Err(failure)) = answered.await
         {
             return say(to, &Reply::Failed(failure)).await;
@@ -258,7 +269,8 @@ pub fn still_pending(pending: Pending) -> Failure {
     Failure::new(
         Exit::Pending,
         format!(
-            "unmounted, but {} are not in the bucket yet; smpfs goes on uploading, and `smpfs unmount` waits again",
+            "unmounted, and not everything is in the bucket yet ({}): smpfs goes on uploading. `smpfs unmount` waits again, and with --stop it ends \
+             the uploads and keeps what is left, sealed, for the next mount",
             super::status::unsent(&pending)
         ),
     )

@@ -2,20 +2,21 @@
 
 use super::failure::{Failure, Outcome};
 use super::socket::{list, path_of};
-use super::{client, mountpoint, settings};
+use super::{client, left, mountpoint, settings};
 use crate::cli::{Exit, StatusArgs};
-use crate::fs::status::{Fill, Lease, Pending, Status};
+use crate::config::Config;
+use crate::fs::status::{Fill, Health, Lease, Pending, Status};
 use crate::types::Time;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Runs it.
 pub fn run(args: &StatusArgs, config_file: Option<PathBuf>) -> Outcome<()> {
     let config = settings::load_common(config_file, &args.common)?.config;
     if let Some(dir) = &args.dir {
         let dir = mountpoint::canonical(dir)?;
-        let stream = client::connect(&path_of(&config.runtime_dir, &dir))?.ok_or_else(|| {
-            Failure::new(Exit::NotFound, format!("no smpfs mount of yours on {}; `smpfs status` lists them", dir.display()))
-        })?;
+        let Some(stream) = client::connect(&path_of(&config.runtime_dir, &dir))? else {
+            return nobody_serves(&config, &dir, args.json);
+        };
         let status = client::status(stream)?;
         super::print(&if args.json { json(&status)? } else { render(&status) });
         return Ok(());
@@ -30,6 +31,7 @@ pub fn run(args: &StatusArgs, config_file: Option<PathBuf>) -> Outcome<()> {
             Err(failure) => super::warn(&format!("{}: {failure}", socket.display())),
         }
     }
+    all.extend(left::all(&config.state_dir, &config.runtime_dir, &all));
     if args.json {
         super::print(&json(&all)?);
     } else if all.is_empty() {
@@ -38,6 +40,17 @@ pub fn run(args: &StatusArgs, config_file: Option<PathBuf>) -> Outcome<()> {
         super::print(&all.iter().map(render).collect::<Vec<_>>().join("\n"));
     }
     Ok(())
+}
+
+/// No process answers for this directory: a killed one left a dead mount, or there is none.
+fn nobody_serves(config: &Config, dir: &Path, as_json: bool) -> Outcome<()> {
+    let shown = dir.display();
+    let Some(mount) = crate::fuse::dead_mounts().into_iter().find(|m| m.dir == dir) else {
+        return Err(Failure::new(Exit::NotFound, format!("no smpfs mount of yours on {shown}; `smpfs status` lists them")));
+    };
+    let status = left::dead(&config.state_dir, &mount);
+    super::print(&if as_json { json(&status)? } else { render(&status) });
+    Err(Failure::new(Exit::Dead, format!("the process that served {shown} has gone")))
 }
 
 pub(super) fn json<T: serde::Serialize>(value: &T) -> Outcome<String> {
@@ -53,12 +66,16 @@ pub fn unsent(p: &Pending) -> String {
 
 /// A status for people, one fact a line.
 pub fn render(s: &Status) -> String {
+    if s.health == Health::Dead {
+        return left::render(s);
+    }
     let name = if s.volume_name.is_empty() { String::new() } else { format!(" \"{}\"", s.volume_name) };
     let access = if s.read_only { ", read-only" } else { "" };
     let mut out = format!("{}\n", s.mount_point);
     let mut line = |label: &str, text: String| out += &format!("  {label:<12}{text}\n");
     line("volume", format!("{}{name} ({}{access})", s.store, s.mode));
-    line("health", format!("{}, up {}, smpfs {}, pid {}", s.health.word(), uptime(s.uptime_s), s.version, s.pid));
+    let away = if s.store_away && s.health != Health::Offline { ", the store does not answer" } else { "" };
+    line("health", format!("{}{away}, up {}, smpfs {}, pid {}", s.health.word(), uptime(s.uptime_s), s.version, s.pid));
     match s.pending.is_empty() {
         true => line("uploads", "all is in the bucket".to_owned()),
         false => line("uploads", format!("{} not in the bucket yet", unsent(&s.pending))),
@@ -69,6 +86,9 @@ pub fn render(s: &Status) -> String {
     line("memory", fill(s.memory));
     line("disk cache", fill(s.disk_cache));
     line("spool", fill(s.spool));
+    for note in &s.notes {
+        line("store", note.clone());
+    }
     let t = &s.traffic;
     line(
         "traffic",
@@ -84,38 +104,68 @@ pub fn render(s: &Status) -> String {
     if let Some(percent) = (t.cache_hits * 100).checked_div(looked) {
         line("cache hits", format!("{percent} % of {}", count(looked, "chunk")));
     }
+    for (label, text) in errors(s).into_iter().chain(conflicts(s)) {
+        line(label, text);
+    }
+    if let Some(last) = &s.trouble.last_error {
+        line("last error", last.clone());
+    }
+    out
+}
+
+/// Lines about errors.
+fn errors(s: &Status) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
     let e = &s.trouble;
     if e.store_errors + e.corrupt + e.quarantined + e.panics > 0 {
-        line(
+        lines.push((
             "errors",
             format!(
-                "{} of the store, {} failed verifications, {} quarantined, {} panics",
-                e.store_errors, e.corrupt, e.quarantined, e.panics
+                "{} of the store, {}, {} quarantined, {}",
+                e.store_errors,
+                count(e.corrupt, "failed verification"),
+                e.quarantined,
+                count(e.panics, "panic")
             ),
-        );
+        ));
     }
+    if e.corrupt + e.quarantined > 0 {
+        lines.push((
+            "what to do",
+            format!(
+                "`.smpfs/quarantine` in the mount lists what failed; `smpfs scrub {0}` names the files, and `smpfs recover {0}` writes lost indexes anew",
+                s.store
+            ),
+        ));
+    }
+    lines
+}
+
+/// Lines about conflicts with other machines.
+fn conflicts(s: &Status) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
     let c = &s.conflicts;
     if c.settled + c.waiting > 0 {
         let waiting = if c.waiting > 0 { format!(", {} on the way", c.waiting) } else { String::new() };
-        line("conflicts", format!("{} with other machines settled{waiting}; see names with \"(conflict, \"", c.settled));
+        lines.push(("conflicts", format!("{} with other machines settled{waiting}; see names with \"(conflict, \"", c.settled)));
     }
     if c.incomplete > 0 {
-        line(
+        lines.push((
             "conflicts",
             format!(
                 "{} incomplete: another machine replaced what was edited here, and parts of it are gone from the bucket. They are zeros in files with \
                  \", incomplete)\" in their names; what was written here is in them",
                 count(c.incomplete, "copy")
             ),
-        );
+        ));
     }
     if c.stuck > 0 {
-        line("conflicts", format!("{} that cannot be kept; what was written stays in the spool", count(c.stuck, "version")));
+        lines.push((
+            "conflicts",
+            format!("{} that cannot be kept; what was written stays in the spool", count(c.stuck, "version")),
+        ));
     }
-    if let Some(last) = &e.last_error {
-        line("last error", last.clone());
-    }
-    out
+    lines
 }
 
 /// Where the store takes one writer at a time: whether that is us.
@@ -144,9 +194,14 @@ fn uptime(s: u64) -> String {
     }
 }
 
-/// "1 file", "2 files".
+/// "1 file", "2 files", "3 entries", "4 indexes".
 pub fn count(n: u64, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+    match what.strip_suffix('y') {
+        _ if n == 1 => format!("1 {what}"),
+        Some(stem) => format!("{n} {stem}ies"),
+        None if what.ends_with('x') => format!("{n} {what}es"),
+        None => format!("{n} {what}s"),
+    }
 }
 
 /// A size with one decimal: "1.5 GiB".
@@ -162,7 +217,6 @@ pub fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::status::Health;
 
     #[test]
     fn numbers_read_well() {
@@ -171,6 +225,7 @@ mod tests {
             ["0 B", "1023 B", "1 KiB", "1.5 KiB", "10 GiB"]
         );
         assert_eq!([count(1, "file"), count(0, "file")], ["1 file", "0 files"]);
+        assert_eq!([count(1, "copy"), count(2, "copy"), count(2, "index")], ["1 copy", "2 copies", "2 indexes"]);
         assert_eq!([uptime(59), uptime(3700), uptime(200_000)], ["59 s", "1 h 1 min", "2 d 7 h"]);
     }
 
@@ -192,7 +247,8 @@ mod tests {
             "s3://b/p (zero-knowledge)",
             "degraded",
             "2 files, 3 MiB and 1 change to names not in the bucket yet",
-            "1 failed verifications",
+            "1 failed verification,",
+            "`smpfs scrub s3://b/p`",
             "last error",
         ] {
             assert!(text.contains(part), "{part}:\n{text}");
@@ -213,5 +269,12 @@ mod tests {
         assert!(render(&s).contains("3 changes to names not in the bucket yet"), "names are no less than files");
         assert!(!render(&Status::default()).contains("conflicts") && !render(&Status::default()).contains("lease"));
         assert!(render(&Status::default()).contains("all is in the bucket"));
+        let away =
+            Status { health: Health::Draining, store_away: true, notes: vec!["it lacks this".into()], ..Status::default() };
+        let text = render(&away);
+        assert!(
+            text.contains("draining, the store does not answer, up") && text.contains("  store       it lacks this\n"),
+            "{text}"
+        );
     }
 }

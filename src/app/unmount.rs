@@ -3,7 +3,7 @@
 use super::failure::{Failure, Outcome};
 use super::socket::path_of;
 use super::status::{count, unsent};
-use super::{client, mountpoint, settings};
+use super::{client, left, mountpoint, settings};
 use crate::cli::{Exit, UnmountArgs};
 use crate::config::Value;
 use crate::error::{Error, Kind};
@@ -22,6 +22,28 @@ const NAMES: &str = "uploading  {msg}";
 /// Without a terminal, a line of progress this often.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
+/// Where a mount's socket and its local state lie.
+#[derive(Clone, Copy)]
+pub struct Places<'a> {
+    /// Sockets.
+    pub runtime: &'a Path,
+    /// State.
+    pub state: &'a Path,
+}
+
+/// How to unmount.
+#[derive(Clone, Copy, Default)]
+pub struct How {
+    /// Even when files are open.
+    pub lazy: bool,
+    /// Keep what is left for the next mount, and end.
+    pub stop: bool,
+    /// How long to wait for uploads.
+    pub timeout: Option<Duration>,
+    /// No progress.
+    pub quiet: bool,
+}
+
 /// Runs it.
 pub fn run(args: &UnmountArgs, config_file: Option<PathBuf>) -> Outcome<()> {
     let config = settings::load_common(config_file, &args.common)?.config;
@@ -30,50 +52,60 @@ pub fn run(args: &UnmountArgs, config_file: Option<PathBuf>) -> Outcome<()> {
         None => config.unmount_timeout,
     };
     let dir = mountpoint::canonical(&args.dir)?;
-    unmount(&config.runtime_dir, &dir, args.lazy, timeout, args.quiet)
+    let places = Places { runtime: &config.runtime_dir, state: &config.state_dir };
+    let how = How { lazy: args.lazy, stop: args.stop, timeout, quiet: args.quiet };
+    unmount(places, &dir, how)
 }
 
 /// Unmounts `dir` (canonical) and waits.
-pub fn unmount(runtime: &Path, dir: &Path, lazy: bool, timeout: Option<Duration>, quiet: bool) -> Outcome<()> {
-    let Some(stream) = client::connect(&path_of(runtime, dir))? else {
-        return Err(nobody_serves(dir));
+pub fn unmount(places: Places<'_>, dir: &Path, how: How) -> Outcome<()> {
+    let Some(stream) = client::connect(&path_of(places.runtime, dir))? else {
+        return nobody_serves(places, dir);
     };
-    let mut progress = Progress::new(quiet);
-    let outcome = client::unmount(stream, lazy, timeout, &mut |pending| progress.show(pending));
+    let mut progress = Progress::new(how.quiet);
+    let outcome = client::unmount(stream, how.lazy, how.stop, how.timeout, &mut |pending| progress.show(pending));
     progress.end();
     match outcome {
-        Err(failure) if failure.message == client::GONE => Err(after_its_end(runtime, dir, failure)),
+        Err(failure) if failure.message == client::GONE => after_its_end(places, dir, failure),
         outcome => outcome,
     }
 }
 
 /// The process died while we talked to it: give the kernel a moment to take its sockets and its mount away, then clean up.
-fn after_its_end(runtime: &Path, dir: &Path, failure: Failure) -> Failure {
+fn after_its_end(places: Places<'_>, dir: &Path, failure: Failure) -> Outcome<()> {
     std::thread::sleep(DYING);
-    match client::connect(&path_of(runtime, dir)) {
-        Ok(None) => match nobody_serves(dir) {
-            nothing if nothing.exit() == Exit::NotFound => failure,
+    match client::connect(&path_of(places.runtime, dir)) {
+        Ok(None) => match nobody_serves(places, dir) {
+            Err(nothing) if nothing.exit() == Exit::NotFound => Err(failure),
             found => found,
         },
-        _ => failure,
+        _ => Err(failure),
     }
 }
 
 /// No process answers for this directory: nothing of ours, or what a killed process left.
-fn nobody_serves(dir: &Path) -> Failure {
-    match crate::fuse::clear_stale(dir) {
-        Ok(true) => Failure::new(
-            Exit::Pending,
-            format!(
-                "the process that served {} had gone; the dead mount is cleaned up. What was not uploaded lies sealed in the state directory: the next mount uploads it",
-                dir.display()
-            ),
-        ),
-        Ok(false) => {
-            Failure::new(Exit::NotFound, format!("no smpfs mount of yours on {}; `smpfs status` lists them", dir.display()))
-        }
-        Err(e) => e.into(),
+fn nobody_serves(places: Places<'_>, dir: &Path) -> Outcome<()> {
+    let shown = dir.display();
+    let source = crate::fuse::dead_mounts().into_iter().find(|m| m.dir == dir).map(|m| m.source);
+    if !crate::fuse::clear_stale(dir)? {
+        return Err(Failure::new(Exit::NotFound, format!("no smpfs mount of yours on {shown}; `smpfs status` lists them")));
     }
+    let store = source.unwrap_or_default();
+    let what = match left::of_store(places.state, &store) {
+        Some((_, left)) if left.is_empty() => {
+            super::warn_plain(&format!(
+                "the process that served {shown} had gone; the dead mount is cleaned up, and nothing waits for an upload"
+            ));
+            return Ok(());
+        }
+        Some((_, left)) => left.words(),
+        None => "what it had not uploaded".to_owned(),
+    };
+    let text = format!(
+        "the process that served {shown} had gone; the dead mount is cleaned up. Sealed in the state directory: {what}. Nothing is uploaded until \
+         the next mount: `smpfs mount {store} {shown}`"
+    );
+    Err(Failure::new(Exit::Dead, text))
 }
 
 /// How the bar looks and what it says, when `done` bytes have been sent. With nothing to do there is nothing to show, and names

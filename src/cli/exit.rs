@@ -28,22 +28,25 @@ pub enum Exit {
     NotFound = 9,
     /// A scrub found something.
     Finds = 10,
+    /// No process serves the mount any more, or what it left waits for the next one.
+    Dead = 11,
 }
 
 impl Exit {
     /// Every code, in order, with its meaning: for `--help`.
-    pub const ALL: [(Exit, &'static str); 11] = [
+    pub const ALL: [(Exit, &'static str); 12] = [
         (Exit::Ok, "done"),
         (Exit::Other, "any other error"),
         (Exit::Usage, "the command line or the configuration is wrong"),
         (Exit::Passphrase, "wrong passphrase or recovery code"),
         (Exit::Unreachable, "the store cannot be reached"),
         (Exit::Corrupt, "what the store holds failed verification"),
-        (Exit::Pending, "not everything is in the bucket yet; smpfs goes on uploading"),
+        (Exit::Pending, "not everything is in the bucket yet; smpfs, or the next mount, goes on"),
         (Exit::Busy, "in use: files are open, or it is mounted already, here or elsewhere"),
         (Exit::Denied, "the store or the system denies access"),
         (Exit::NotFound, "no such volume, store or mount"),
         (Exit::Finds, "scrub found something; its report says what"),
+        (Exit::Dead, "the mount process has gone; what it left waits for the next mount"),
     ];
 
     /// The number.

@@ -51,8 +51,8 @@ flags! {
         "kms-key" kms_key "KEY" true "KMS key for the server's own encryption";
         "retries" retries "N" true "Tries of a request in all";
         "retry-base" retry_base "TIME" true "Wait before the second try, doubled with each further one";
-        "retry-cap" retry_cap "TIME" true "Longest wait between two tries";
-        "connect-timeout" connect_timeout "TIME" true "How long a connection may take";
+        "retry-cap" retry_cap "TIME" true "Longest wait between two tries; not below retry-base";
+        "connect-timeout" connect_timeout "TIME" true "How long a connection may take; 1s or more";
         "operation-timeout" operation_timeout "TIME" true "How long a file operation may wait for the store";
         "request-concurrency" request_concurrency "N" true "Requests at once";
         "download-limit" download_limit "SIZE" true "Bytes per second from the store";
@@ -75,7 +75,7 @@ flags! {
         "verify" verify "HOW" true "What is verified on reading: aead or full";
         "attribute-ttl" attribute_ttl "TIME" true "How long the kernel answers names and attributes by itself";
         "metadata-ttl" metadata_ttl "TIME" true "How long a directory index is trusted without asking the store";
-        "fuse-threads" fuse_threads "N" true "Threads that take requests from the kernel";
+        "fuse-threads" fuse_threads "N" true "Threads that take requests from the kernel, 1 to 64";
     ] switches [
         "read-only" read_only false "Refuse every change";
         "allow-other" allow_other false "Let other users enter the mount";
@@ -92,7 +92,7 @@ flags! {
         "cache-dir" cache_dir "DIR" false "Where the sealed cache lies";
         "spool-size" spool_size "SIZE" true "Most disk for data that waits for its upload [default: 50GiB]";
         "prefetch-window" prefetch_window "SIZE" true "Most that is fetched ahead of a sequential reader [default: 32MiB]";
-        "upload-concurrency" upload_concurrency "N" true "Files uploaded at once [default: 4]";
+        "upload-concurrency" upload_concurrency "N" true "Files uploaded at once, 1 to 256 [default: 4]";
     ] switches []
 }
 

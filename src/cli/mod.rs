@@ -206,7 +206,8 @@ pub struct MountArgs {
 #[derive(Args, Debug)]
 #[command(
     after_help = "Exits with 0 only when everything is in the bucket; with 6 when the time was over before: smpfs then goes on uploading, \
-and `smpfs unmount DIR` waits again."
+and `smpfs unmount DIR` waits again. With --stop the uploads end, also those of an unmount that is under way; what is left lies sealed in the \
+state directory, and the next mount of the volume sends it."
 )]
 pub struct UnmountArgs {
     /// Where it is mounted
@@ -217,6 +218,9 @@ pub struct UnmountArgs {
     /// Detach at once even when files are open
     #[arg(long, short)]
     pub lazy: bool,
+    /// Upload no more: end at once, and keep what is left, sealed on this machine, for the next mount
+    #[arg(long, conflicts_with = "timeout")]
+    pub stop: bool,
     /// No progress
     #[arg(long, short)]
     pub quiet: bool,

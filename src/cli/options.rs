@@ -147,10 +147,10 @@ pub fn meaning(option: RawOption) -> Result<Meaning> {
         ("remount", None) => {
             let what = "-o remount: smpfs changes no mount in place; unmount it and mount it again. What the kernel itself can do, read-only and \
                         back, it does without a helper: `mount -i -o remount,ro DIR`";
-            fail(Kind::Unsupported, what)
+            fail(Kind::Invalid, what)
         }
         ("sync" | "dirsync", None) => {
-            fail(Kind::Unsupported, format!("-o {name}: not offered; fsync(2) and unmount return when data is in the bucket"))
+            fail(Kind::Invalid, format!("-o {name}: not offered; fsync(2) and unmount return when data is in the bucket"))
         }
         (_, value) => Ok(Meaning::Setting(name, value)),
     }
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!([one("take-over").unwrap(), one("take_over").unwrap()], [Meaning::TakeOver, Meaning::TakeOver]);
         assert_eq!(one("config=/etc/x").unwrap(), Meaning::Config("/etc/x".into()));
         let said = one("remount").unwrap_err();
-        assert_eq!(said.kind(), Kind::Unsupported);
+        assert_eq!(said.kind(), Kind::Invalid, "a wrong command line, exit code 2");
         assert!(said.to_string().contains("`mount -i -o remount,ro DIR`"), "{said}");
         assert!(one("sync").is_err());
     }

@@ -83,30 +83,30 @@ settings! {
     "nonempty" nonempty: bool = "false", "Mount over a directory that is not empty.";
     "attribute-ttl" attribute_ttl: Duration = "60s", "How long the kernel may answer names and attributes by itself.";
     "metadata-ttl" metadata_ttl: Duration = "1s", "How long a directory index is trusted before the store is asked for a newer one.";
-    "fuse-threads" fuse_threads: u32 = "2", "Threads that take requests from the kernel.";
+    "fuse-threads" fuse_threads: u32 = "2", "Threads that take requests from the kernel, 1 to 64.";
     "on-unavailable" on_unavailable: OnUnavailable = "fail", "Reads while the store is away: `fail` with EIO after `operation-timeout`, or `wait`.";
     "fsync" fsync: Fsync = "remote", "When fsync returns: data is in the bucket (`remote`) or in the sealed spool (`local`).";
     "unmount-timeout" unmount_timeout: Option<Duration> = "", "How long an unmount waits for uploads; without a value, until all is in the bucket.";
 
     ["Memory and disk"]
-    "memory-budget" memory_budget: Size = "512MiB", "Memory for caches, prefetch and upload buffers together.";
-    "cache-size" cache_size: Size = "10GiB", "Most disk that the sealed cache takes; 0 switches it off.";
+    "memory-budget" memory_budget: Size = "512MiB", "Memory for caches, prefetch and upload buffers together; 32MiB or more.";
+    "cache-size" cache_size: Size = "10GiB", "Most disk that the sealed cache takes; 0 switches it off, else 64MiB or more.";
     "cache-dir" cache_dir: PathBuf = ".", "Where the sealed cache lies.";
     "state-dir" state_dir: PathBuf = ".", "Where the spool, the pinned generations, the quarantine and the audit log lie.";
     "runtime-dir" runtime_dir: PathBuf = ".", "Where the control sockets lie.";
-    "spool-size" spool_size: Size = "50GiB", "Most disk that data waiting for its upload takes; writers get ENOSPC beyond it.";
+    "spool-size" spool_size: Size = "50GiB", "Most disk that data waiting for its upload takes; writers get ENOSPC beyond it. 64MiB or more.";
 
     ["Transfers"]
-    "prefetch-window" prefetch_window: Size = "32MiB", "Most that a sequential reader has fetched ahead; 0 switches prefetching off.";
-    "request-concurrency" request_concurrency: u32 = "32", "Requests to the store at once.";
-    "upload-concurrency" upload_concurrency: u32 = "4", "Files uploaded at once.";
-    "retries" retries: u32 = "4", "Tries of a request in all, the first one counted.";
+    "prefetch-window" prefetch_window: Size = "32MiB", "Most that a sequential reader has fetched ahead, at most half of memory-budget; 0 switches prefetching off.";
+    "request-concurrency" request_concurrency: u32 = "32", "Requests to the store at once, 1 to 1024.";
+    "upload-concurrency" upload_concurrency: u32 = "4", "Files uploaded at once, 1 to 256.";
+    "retries" retries: u32 = "4", "Tries of a request in all, the first one counted; 1 to 100.";
     "retry-base" retry_base: Duration = "2s", "Wait before the second try; it doubles with each further one, with jitter.";
-    "retry-cap" retry_cap: Duration = "60s", "Longest wait between two tries.";
-    "connect-timeout" connect_timeout: Duration = "10s", "How long a connection may take.";
-    "operation-timeout" operation_timeout: Duration = "60s", "How long a file operation may wait for the store, all tries together.";
-    "download-limit" download_limit: Size = "0", "Bytes per second from the store; 0 is no limit.";
-    "upload-limit" upload_limit: Size = "0", "Bytes per second to the store; 0 is no limit.";
+    "retry-cap" retry_cap: Duration = "60s", "Longest wait between two tries; not below retry-base.";
+    "connect-timeout" connect_timeout: Duration = "10s", "How long a connection may take; 1s or more.";
+    "operation-timeout" operation_timeout: Duration = "60s", "How long a file operation may wait for the store, all tries together; not below connect-timeout.";
+    "download-limit" download_limit: Size = "0", "Bytes per second from the store, 16KiB or more; 0 is no limit.";
+    "upload-limit" upload_limit: Size = "0", "Bytes per second to the store, 16KiB or more; 0 is no limit.";
 
     ["S3"]
     "endpoint" endpoint: Option<String> = "", "URL of an S3-compatible server; also AWS_ENDPOINT_URL_S3.";

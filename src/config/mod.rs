@@ -192,25 +192,43 @@ fn as_url(path: &str) -> String {
 
 const MIB: u64 = 1 << 20;
 
+/// A setting and its value, for a message about bounds.
+fn said(c: &Config, name: &str) -> String {
+    let Some(key) = Key::find(name) else { return name.to_owned() };
+    let value = (key.get)(c);
+    let default = if value == key.default { ", the default" } else { "" };
+    format!("{name} is {value}{default}")
+}
+
 /// Bounds that one setting alone cannot know.
 fn check(c: &Config) -> Result<()> {
-    let bound = |ok: bool, what: &str| if ok { Ok(()) } else { fail(Kind::Invalid, what.to_owned()) };
-    bound(c.memory_budget.0 >= 32 * MIB, "memory-budget must be 32MiB or more")?;
-    bound(c.prefetch_window.0 * 2 <= c.memory_budget.0, "prefetch-window must be at most half of memory-budget")?;
-    bound(c.cache_size.0 == 0 || c.cache_size.0 >= 64 * MIB, "cache-size must be 0 (off) or 64MiB or more")?;
-    bound(c.spool_size.0 >= 64 * MIB, "spool-size must be 64MiB or more")?;
-    bound((1..=64).contains(&c.fuse_threads), "fuse-threads must be 1 to 64")?;
-    bound((1..=1024).contains(&c.request_concurrency), "request-concurrency must be 1 to 1024")?;
-    bound((1..=256).contains(&c.upload_concurrency), "upload-concurrency must be 1 to 256")?;
-    bound((1..=100).contains(&c.retries), "retries must be 1 to 100")?;
-    bound(c.retry_base <= c.retry_cap, "retry-base must not exceed retry-cap")?;
+    let bound = |ok: bool, names: &[&str], what: &str| match ok {
+        true => Ok(()),
+        false => {
+            let values: Vec<String> = names.iter().map(|name| said(c, name)).collect();
+            let values = if values.is_empty() { String::new() } else { format!(" ({})", values.join("; ")) };
+            fail(Kind::Invalid, format!("{what}{values}"))
+        }
+    };
+    bound(c.memory_budget.0 >= 32 * MIB, &["memory-budget"], "memory-budget must be 32MiB or more")?;
+    let both = ["prefetch-window", "memory-budget"];
+    bound(c.prefetch_window.0 * 2 <= c.memory_budget.0, &both, "prefetch-window must be at most half of memory-budget")?;
+    bound(c.cache_size.0 == 0 || c.cache_size.0 >= 64 * MIB, &["cache-size"], "cache-size must be 0 (off) or 64MiB or more")?;
+    bound(c.spool_size.0 >= 64 * MIB, &["spool-size"], "spool-size must be 64MiB or more")?;
+    bound((1..=64).contains(&c.fuse_threads), &["fuse-threads"], "fuse-threads must be 1 to 64")?;
+    bound((1..=1024).contains(&c.request_concurrency), &["request-concurrency"], "request-concurrency must be 1 to 1024")?;
+    bound((1..=256).contains(&c.upload_concurrency), &["upload-concurrency"], "upload-concurrency must be 1 to 256")?;
+    bound((1..=100).contains(&c.retries), &["retries"], "retries must be 1 to 100")?;
+    bound(c.retry_base <= c.retry_cap, &["retry-base", "retry-cap"], "retry-base must not exceed retry-cap")?;
     let second = Duration::from_secs(1);
-    bound(c.connect_timeout >= second, "connect-timeout must be 1s or more")?;
-    bound(c.operation_timeout >= c.connect_timeout, "operation-timeout must not be shorter than connect-timeout")?;
+    bound(c.connect_timeout >= second, &["connect-timeout"], "connect-timeout must be 1s or more")?;
+    let both = ["operation-timeout", "connect-timeout"];
+    bound(c.operation_timeout >= c.connect_timeout, &both, "operation-timeout must not be shorter than connect-timeout")?;
     for (name, limit) in [("download-limit", c.download_limit), ("upload-limit", c.upload_limit)] {
-        bound(limit.0 == 0 || limit.0 >= 16 << 10, &format!("{name} must be 0 (none) or 16KiB per second or more"))?;
+        let right = limit.0 == 0 || limit.0 >= 16 << 10;
+        bound(right, &[name], &format!("{name} must be 0 (none) or 16KiB per second or more"))?;
     }
-    bound(c.log_target != LogTarget::File || c.log_file.is_some(), "log-target = file needs log-file")?;
+    bound(c.log_target != LogTarget::File || c.log_file.is_some(), &[], "log-target = file needs log-file")?;
     Ok(())
 }
 

@@ -1,8 +1,11 @@
 //! "Did you mean": the nearest of a few names.
 
-/// The name that is at most a third of its letters away from `name`, nearest first.
+/// The name that is at most a third of its letters away from `name`, nearest first; else one that begins with it.
 pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    known.map(|k| (distance(name, k), k)).filter(|(d, k)| *d * 3 <= k.len().max(3)).min().map(|(_, k)| k)
+    let known: Vec<&str> = known.collect();
+    let near = known.iter().map(|k| (distance(name, k), *k)).filter(|(d, k)| *d * 3 <= k.len().max(3)).min();
+    let begins = || known.iter().find(|k| name.len() > 2 && k.starts_with(name)).copied();
+    near.map(|(_, k)| k).or_else(begins)
 }
 
 /// Levenshtein distance in bytes.
@@ -30,6 +33,7 @@ mod tests {
         assert_eq!(nearest("cachedir", known.into_iter()), Some("cache-dir"));
         assert_eq!(nearest("cache-szie", known.into_iter()), Some("cache-size"));
         assert_eq!(nearest("endpoint", known.into_iter()), None);
+        assert_eq!((nearest("state", known.into_iter()), nearest("", known.into_iter())), (Some("state-dir"), None));
         assert_eq!((distance("", "abc"), distance("kitten", "sitting")), (3, 3));
     }
 }

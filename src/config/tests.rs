@@ -101,8 +101,11 @@ fn bounds_are_checked_together() {
     let world = World::new("");
     for (given, word) in [
         (vec![("memory-budget", "1MiB"), ("prefetch-window", "0")], "32MiB"),
-        (vec![("prefetch-window", "400MiB")], "half of memory-budget"),
-        (vec![("retry-base", "2m")], "retry-cap"),
+        (
+            vec![("prefetch-window", "400MiB")],
+            "half of memory-budget (prefetch-window is 400MiB; memory-budget is 512MiB, the default)",
+        ),
+        (vec![("retry-base", "2m")], "retry-cap is 60s, the default"),
         (vec![("operation-timeout", "5s")], "connect-timeout"),
         (vec![("cache-size", "1MiB")], "64MiB"),
         (vec![("request-concurrency", "0")], "1 to 1024"),

@@ -360,7 +360,10 @@ impl Fs {
             s.conflicts.stuck += live.stuck.len() as u64;
         }
         let held = lease.is_none_or(|account| matches!(account.standing, Standing::Held | Standing::Released));
-        let failing = !held || s.conflicts.stuck > 0 || st.files.values().any(|f| f.live.lock().error.is_some());
+        // A writer's next record may be refused.
+        let record = (crate::format::log::MAX_PAYLOAD as u64).min(limit / 16);
+        let full = limit > 0 && used.saturating_add(record) > limit;
+        let failing = full || !held || s.conflicts.stuck > 0 || st.files.values().any(|f| f.live.lock().error.is_some());
         s.health = match s.health {
             _ if self.stopping.load(Ordering::Acquire) => Health::Draining,
             Health::Ok if failing => Health::Degraded,

@@ -18,6 +18,8 @@ pub enum Health {
     Offline,
     /// Unmounted from the directory tree, uploading what is left.
     Draining,
+    /// No process serves it any more; what it had not uploaded waits for the next mount.
+    Dead,
 }
 
 impl Health {
@@ -28,6 +30,7 @@ impl Health {
             Health::Degraded => "degraded",
             Health::Offline => "offline",
             Health::Draining => "draining",
+            Health::Dead => "dead",
         }
     }
 }
@@ -162,6 +165,12 @@ pub struct Status {
     pub uptime_s: u64,
     /// In one word.
     pub health: Health,
+    /// The store does not answer, whatever the word is.
+    pub store_away: bool,
+    /// What the store does not do, and what follows from it: a sentence each.
+    pub notes: Vec<String>,
+    /// What waits for the next mount, in words, when no process serves this one.
+    pub unsent: Option<String>,
     /// What is not in the bucket yet.
     pub pending: Pending,
     /// Verified plaintext in memory.

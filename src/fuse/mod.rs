@@ -31,7 +31,7 @@ mod patience;
 mod session;
 
 pub use dispatch::Stats;
-pub use mountpoint::clear_stale;
+pub use mountpoint::{DeadMount, clear_stale, dead_mounts};
 pub use session::Session;
 
 use crate::error::Result;

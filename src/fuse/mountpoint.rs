@@ -26,6 +26,33 @@ pub(super) struct MountLine {
     pub dir: PathBuf,
     /// Type with subtype.
     pub fs_type: String,
+    /// What is mounted: the store's URL.
+    pub source: String,
+    /// Whose it is; `None` where the options do not tell.
+    pub user: Option<u32>,
+}
+
+/// A mount of ours that has lost its process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadMount {
+    /// Where.
+    pub dir: PathBuf,
+    /// The store's URL.
+    pub source: String,
+}
+
+/// This user's mounts whose process is gone. One that does not answer at all is none of them.
+pub fn dead_mounts() -> Vec<DeadMount> {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let me = nix::unistd::geteuid().as_raw();
+    let ours = parse_mountinfo(&table).into_iter().filter(|m| m.fs_type == FS_TYPE && m.user.is_none_or(|user| user == me));
+    let mut dead: Vec<DeadMount> = Vec::new();
+    for m in ours {
+        if !dead.iter().any(|d| d.dir == m.dir) && is_dead(&m.dir) {
+            dead.push(DeadMount { dir: m.dir, source: m.source });
+        }
+    }
+    dead
 }
 
 /// What is mounted on `dir` now: the topmost, when there are several.
@@ -41,8 +68,11 @@ fn parse_mountinfo(table: &[u8]) -> Vec<MountLine> {
         let dev = String::from_utf8(fields.nth(2)?.to_vec()).ok()?;
         let dir = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
         fields.find(|f| *f == b"-")?;
-        let fs_type = String::from_utf8(fields.next()?.to_vec()).ok()?;
-        Some(MountLine { dev, dir, fs_type })
+        let text = |field: &[u8]| String::from_utf8(unescape(field)).ok();
+        let (fs_type, source) = (text(fields.next()?)?, text(fields.next()?)?.replace("%2C", ",").replace("%5C", "\\"));
+        let options = fields.next().and_then(text).unwrap_or_default();
+        let user = options.split(',').find_map(|o| o.strip_prefix("user_id=")?.parse().ok());
+        Some(MountLine { dev, dir, fs_type, source, user })
     };
     table.split(|&b| b == b'\n').filter_map(line).collect()
 }
@@ -226,7 +256,9 @@ mod tests {
             broken\n";
         let lines = parse_mountinfo(table);
         assert_eq!(lines.len(), 2);
-        assert_eq!(lines[1], MountLine { dev: "0:57".into(), dir: PathBuf::from("/mnt/a b"), fs_type: "fuse.smpfs".into() });
+        assert_eq!((lines[1].dev.as_str(), lines[1].dir.as_path()), ("0:57", Path::new("/mnt/a b")));
+        assert_eq!((lines[1].fs_type.as_str(), lines[1].source.as_str(), lines[1].user), ("fuse.smpfs", "dir:///x", Some(0)));
+        assert_eq!((lines[0].source.as_str(), lines[0].user), ("proc", None));
         assert_eq!(connection_file(&lines[1].dev, "waiting"), Path::new("/sys/fs/fuse/connections/57/waiting"));
     }
 

@@ -23,7 +23,7 @@ mod walk;
 
 pub use gc::{Gc, MIN_GRACE};
 pub use public::{PublicParts, check_public};
-pub use recover::{Outlook, Recovered};
+pub use recover::{Outlook, Recovered, Waiting};
 pub use repair::Repaired;
 pub use report::{Counts, Find, Progress, Report, What};
 pub use walk::Root;
@@ -175,7 +175,7 @@ impl Scrub {
         let mut strays = Strays::default();
         if steady {
             strays = self.strays(&tree, cutoff, &first, &under_way).await?;
-            self.tell_strays(&strays);
+            self.tell_strays(&tree, &strays);
         }
         self.tell_uploads(cutoff).await?;
         self.tally.complete();
@@ -218,5 +218,11 @@ impl Seen {
     /// Keeps one of the left-over objects and forgets the others, for whoever wants to mend that one alone.
     pub fn only(&mut self, key: &str) {
         self.strays.orphans.retain(|o| o.key == key);
+    }
+
+    /// Left-over files that nothing else names: [`Scrub::gc`] deletes them for good, and [`Scrub::recover`] can link them back.
+    pub fn returnable(&self) -> u64 {
+        let lost = |o: &&strays::Orphan| matches!(&o.kind, strays::Kindred::File(id) if !self.tree.files.contains(&walk::print(&[&id.0])));
+        self.strays.orphans.iter().filter(lost).count() as u64
     }
 }

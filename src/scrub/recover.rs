@@ -20,12 +20,12 @@ use crate::crypto::hash::sha256;
 use crate::error::{Kind, Result, fail};
 use crate::format::entry::Entry;
 use crate::format::index::{DirRef, IndexNode, MAX_OBJECT, Role};
-use crate::format::names::Place;
+use crate::format::names::{OBJECT_PREFIX, Place};
 use crate::store::{ETag, Span};
 use crate::tree::io::Ruin;
-use crate::types::{DirId, Hash};
+use crate::types::{DirId, Hash, Time};
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Where files go whose directory is gone for good.
@@ -52,6 +52,16 @@ pub struct Outlook {
     returning: BTreeMap<DirId, Vec<Lost>>,
     /// For directories that are gone.
     homeless: BTreeMap<DirId, Vec<Lost>>,
+    waiting: Waiting,
+}
+
+/// Files that nothing names and that are left alone: a mount may be about to name them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// How many.
+    pub files: u64,
+    /// When the last of them was written, by the store's clock; `None` when it tells no times.
+    pub newest: Option<Time>,
 }
 
 /// What a recovery did.
@@ -69,10 +79,19 @@ pub struct Recovered {
     pub homeless: Vec<Vec<u8>>,
 }
 
+fn number(n: usize, one: &str, more: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { more })
+}
+
 impl Outlook {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.ruined.is_empty() && self.returning.is_empty() && self.homeless.is_empty()
+    }
+
+    /// What is left out because it is young.
+    pub fn waiting(&self) -> Waiting {
+        self.waiting
     }
 
     /// What would be done, a line for each directory: paths, for the terminal only.
@@ -84,19 +103,21 @@ impl Outlook {
         let mut lines = Vec::new();
         for r in &self.ruined {
             lines.push(format!(
-                "{}: a new index: {} entries that can still be read, {} files that tell of it ({} index objects are lost)",
+                "{}: a new index: {} that can still be read, {} of it by what the objects say ({} lost)",
                 show(&r.visit.path),
-                r.kept.len(),
-                r.found.len(),
-                r.lost_parts
+                number(r.kept.len(), "entry", "entries"),
+                number(r.found.len(), "file", "files"),
+                number(r.lost_parts as usize, "index object is", "index objects are")
             ));
         }
         for (id, files) in &self.returning {
             let path = self.seen.tree.path_of(id).unwrap_or_default();
-            lines.push(format!("{}: {} files that nothing names are linked back", show(path), files.len()));
+            let files = number(files.len(), "file that nothing names is", "files that nothing names are");
+            lines.push(format!("{}: {files} linked back", show(path)));
         }
         for (id, files) in &self.homeless {
-            lines.push(format!("/lost+found/{}: {} files of a directory that is gone", id.hex(), files.len()));
+            let files = number(files.len(), "file", "files");
+            lines.push(format!("/lost+found/{}: {files} of a directory that is gone", id.hex()));
         }
         lines
     }
@@ -192,13 +213,18 @@ impl Scrub {
     /// Opens what nothing names, and sees where it belongs.
     async fn assign(&self, mut seen: Seen, mut ruined: Vec<Ruined>) -> Result<Outlook> {
         let Strays { orphans, young, .. } = &mut seen.strays;
-        let old: HashSet<String> = orphans.iter().map(|o| o.key.clone()).collect();
         let files = orphans.iter().filter(|o| matches!(o.kind, Kindred::File(_))).map(|o| (o.key.clone(), o.etag.clone()));
         // What is young may be on its way to a directory that is there; one that is lost gets it in any case.
         let mut keys: Vec<(String, ETag)> = files.collect();
-        if !ruined.is_empty() {
-            keys.append(young);
-        }
+        let young: HashMap<String, Option<Time>> = std::mem::take(young)
+            .into_iter()
+            .filter(|y| !y.key.starts_with(".smpfs/") || y.key.starts_with(OBJECT_PREFIX))
+            .map(|y| {
+                keys.push((y.key.clone(), y.etag));
+                (y.key, y.modified)
+            })
+            .collect();
+        let mut waiting = Waiting::default();
         let (mut returning, mut homeless) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::<_, Vec<_>>::new());
         for lost in self.open_all(keys).await? {
             let id = lost.hints.dir_id;
@@ -210,20 +236,20 @@ impl Scrub {
             let ruin = ruined.iter_mut().find(|r| r.visit.dir.dir_id == id);
             if let Some(r) = ruin.filter(|_| !inode) {
                 r.found.push(lost);
-            } else if !old.contains(&lost.key) {
-                continue;
+            } else if let Some(modified) = young.get(&lost.key) {
+                waiting = Waiting { files: waiting.files + 1, newest: waiting.newest.max(*modified) };
             } else if seen.tree.dirs.contains_key(&id) && !inode {
                 returning.entry(id).or_default().push(lost);
             } else {
                 homeless.entry(id).or_default().push(lost);
             }
         }
-        Ok(Outlook { seen, ruined, returning, homeless })
+        Ok(Outlook { seen, ruined, returning, homeless, waiting })
     }
 
     /// Does what the outlook says. Each step is whole in itself: begun again after a stop, the rest is done.
     pub async fn recover(&self, outlook: Outlook) -> Result<Recovered> {
-        let Outlook { mut seen, ruined, returning, homeless } = outlook;
+        let Outlook { mut seen, ruined, returning, homeless, .. } = outlook;
         let mut done = Recovered::default();
         for r in ruined {
             for (key, bytes) in &r.damaged {

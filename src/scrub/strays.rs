@@ -41,12 +41,20 @@ pub(super) struct Orphan {
     pub kind: Kindred,
 }
 
+/// An object that nothing names, too young to tell what it is.
+#[derive(Clone)]
+pub(super) struct Young {
+    pub key: String,
+    pub etag: ETag,
+    pub modified: Option<Time>,
+}
+
 #[derive(Default)]
 pub(super) struct Strays {
     pub orphans: Vec<Orphan>,
     pub foreign: Vec<String>,
     /// What is named by nothing, and too young to be left over: recovery may want it all the same.
-    pub young: Vec<(String, ETag)>,
+    pub young: Vec<Young>,
 }
 
 /// A sealed file that was opened by its own trailer, without an entry.
@@ -106,7 +114,7 @@ impl Scrub {
                 } else {
                     self.tally.young();
                     if strays.young.len() < STRAYS_MAX {
-                        strays.young.push((item.key, item.meta.etag));
+                        strays.young.push(Young { key: item.key, etag: item.meta.etag, modified: item.modified });
                     }
                 }
             }
@@ -209,10 +217,15 @@ impl Scrub {
         })
     }
 
-    pub(super) fn tell_strays(&self, strays: &Strays) {
+    pub(super) fn tell_strays(&self, tree: &Tree, strays: &Strays) {
         for o in &strays.orphans {
             let detail = match &o.kind {
-                Kindred::File(_) => "a file of this volume that no index names",
+                Kindred::File(id) if tree.files.contains(&print(&[&id.0])) => {
+                    "another object of a file that an index names: left over, and not needed"
+                }
+                Kindred::File(_) => {
+                    "a file of this volume that no index names: `smpfs recover` can link it back, `scrub --gc` deletes it for good"
+                }
                 Kindred::Index => "an index of this volume that no directory uses",
                 Kindred::Scratch => "a scratch object that a probe left",
             };

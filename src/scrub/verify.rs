@@ -140,7 +140,7 @@ impl Scrub {
                 let more = if w.bad_count > w.bad.len() as u64 { ", ..." } else { "" };
                 let class = w.class.map_or("chunk", Failure::name);
                 let all = w.object.chunks_of(&(0..w.object.size())).end;
-                let detail = format!("{} of {all} chunks fail ({class}): {}{more}", w.bad_count, shown.join(", "));
+                let detail = format!("{} of {all} chunks do not verify ({class}): {}{more}", w.bad_count, shown.join(", "));
                 self.tally.find(find(What::Corrupt, detail));
             }
         }

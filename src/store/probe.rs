@@ -11,6 +11,9 @@ use futures_util::future::join_all;
 
 /// Keys of probes begin with this.
 pub const SCRATCH: &str = ".smpfs/probe/";
+/// What follows when completions are not conditional; what the server did instead helps nobody.
+const COMPLETION: &str = "conditional completion of uploads does not work: two machines that finish the same large file in the same \
+                          moment are not told apart; smpfs looks at the object first";
 /// Writers that race for one key.
 const RACERS: u8 = 6;
 
@@ -89,14 +92,15 @@ async fn ask_all(store: &dyn Store, base: &str, found: &mut Found) -> Result<()>
         match answer? {
             Ok(()) => Ok(claimed),
             Err(why) => {
-                found.notes.push(format!("{what}: {why}"));
+                tracing::debug!("{what}: {why}");
+                found.notes.push(if what == COMPLETION { what.to_owned() } else { format!("{what}: {why}") });
                 Ok(false)
             }
         }
     };
     let put_if_absent = note(caps.put_if_absent, "conditional creation does not work", absent)?;
     let put_if_match = note(caps.put_if_match, "compare-and-swap does not work", swap)?;
-    let complete_if = note(caps.complete_if, "conditional completion of uploads does not work", complete)?;
+    let complete_if = note(caps.complete_if, COMPLETION, complete)?;
     let copy = note(caps.copy, "copying inside the store does not work", copy)?;
     let part_copy = note(caps.part_copy, "copying parts inside the store does not work", part_copy)?;
     found.caps = Capability { put_if_absent, put_if_match, complete_if, copy, part_copy, ..caps };

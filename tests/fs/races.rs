@@ -431,6 +431,27 @@ fn a_file_that_is_cut_while_it_is_being_forgotten_stays_cut() {
 }
 
 #[test]
+fn a_full_spool_is_told() {
+    use smpfs::fs::status::{Health, Status};
+    let (world, disk) = (world(ZK), SimDisk::new(1));
+    let mount = world.mount_with(disk.process(), quick(), Arc::new(Faulty::new(1)), 1 << 20);
+    let health = |mount: &Mount| {
+        let mut status = Status::default();
+        mount.fs.fill_status(&mut status);
+        status.health
+    };
+    mount.put("f", &data(1, 1000));
+    mount.drain();
+    assert_eq!(health(&mount), Health::Ok);
+    mount.faulty.black_hole(true);
+    let at = rw(&mount, "f");
+    let refused = (0..32u64).find_map(|i| mount.write(at, i * 60_000, &data(i as u8, 60_000)).err());
+    assert_eq!(refused.unwrap().errno(), libc::ENOSPC);
+    assert_eq!(health(&mount), Health::Degraded, "writers are refused");
+    die(&disk, mount);
+}
+
+#[test]
 fn a_log_that_nothing_was_written_to_is_not_kept() {
     let (world, disk) = (world(ZK), SimDisk::new(1));
     let mount = world.mount_with(disk.process(), quick(), Arc::new(Faulty::new(1)), 2000);

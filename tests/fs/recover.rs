@@ -3,10 +3,11 @@
 
 use crate::scrub::{Looker, Scene, looker, runtime};
 use crate::world::{Mount, SEG, WHO, World, data};
+use smpfs::env::Clock;
 use smpfs::error::Kind;
 use smpfs::format::names::Place;
 use smpfs::ops::Ops;
-use smpfs::scrub::{Recovered, What};
+use smpfs::scrub::{Recovered, Waiting, What};
 use smpfs::types::Mode;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -158,6 +159,40 @@ fn a_lost_root_and_a_lost_directory_come_back_from_their_files() {
         mount.drain();
         assert_eq!(scene.world.fresh().get("d2").unwrap(), b"after");
     }
+}
+
+/// An index is lost soon after its files were written: what lay below it has no directory any more, and is too young to be moved.
+#[test]
+fn what_is_too_young_is_told_and_comes_back_when_it_is_older() {
+    let scene = Scene::new(Mode::ZeroKnowledge);
+    let mount = scene.world.fresh();
+    let head = scene.head_of(&mount, "a");
+    mount.put("a/f1", &data(1, 9000));
+    mount.mkdir("a/deep");
+    mount.put("a/deep/f2", &data(2, 9000));
+    mount.drain();
+    scene.delete(&head);
+    let looker = scene.looker_with(mount.known.clone());
+    let outlook = scene.rt.block_on(looker.scrub.outlook()).unwrap();
+    let written = scene.clock.now();
+    assert_eq!(outlook.waiting(), Waiting { files: 1, newest: Some(written) });
+    let done = scene.rt.block_on(looker.scrub.recover(outlook)).unwrap();
+    assert_eq!((done.found, done.homeless.len()), (1, 0), "{done:?}");
+    // What is left out is told as long as it is there, and before it can be deleted.
+    let again = scene.looker();
+    let outlook = scene.rt.block_on(again.scrub.outlook()).unwrap();
+    assert!(outlook.is_empty() && outlook.waiting().files == 1, "{:?}", outlook.waiting());
+    scene.days(8);
+    let old = scene.looker();
+    let seen = check(&scene, &old);
+    assert_eq!(seen.returnable(), 1);
+    let report = old.scrub.report();
+    assert!(report.finds.iter().any(|f| f.detail.contains("`smpfs recover` can link it back")), "{report:?}");
+    let done = recover(&scene, &scene.looker());
+    assert_eq!(done.homeless.len(), 1, "{done:?}");
+    nothing_to_recover(&scene);
+    let path = String::from_utf8(done.homeless[0].clone()).unwrap();
+    assert!(scene.world.fresh().get(path.trim_start_matches('/')).unwrap() == data(2, 9000));
 }
 
 #[test]

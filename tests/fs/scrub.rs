@@ -312,7 +312,10 @@ fn all_chunks_that_fail_are_counted() {
     scene.put(&key, &bad);
     let report = scene.report();
     assert_eq!(finds(&report), [(What::Corrupt, "/f".to_owned())]);
-    assert!(report.finds[0].detail.contains("3 of 32 chunks fail") && report.finds[0].detail.contains("0, 3, 15"), "{report:?}");
+    assert!(
+        report.finds[0].detail.contains("3 of 32 chunks do not verify") && report.finds[0].detail.contains("0, 3, 15"),
+        "{report:?}"
+    );
 }
 
 #[test]

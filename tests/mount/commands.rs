@@ -203,7 +203,7 @@ fn unmount_waits_for_the_bucket() {
     let mnt = world.mnt();
     let early = world.run(&["unmount", mnt.to_str().unwrap(), "--timeout", "0s"]);
     assert_eq!(early.code, 6, "{early:?}");
-    assert!(early.err.contains("not in the bucket"), "{early:?}");
+    assert!(early.err.contains("not everything is in the bucket yet"), "{early:?}");
     assert!(!is_mounted(&mnt));
     let late = world.run(&["unmount", mnt.to_str().unwrap()]);
     // The uploads may have ended between the two: then there is no process to ask any more.

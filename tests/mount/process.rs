@@ -267,10 +267,44 @@ fn a_killed_daemon_leaves_what_the_next_mount_cleans_and_goes_on_with() {
     let pid = world.status()["pid"].as_u64().unwrap();
     kill("-KILL", pid);
     until("the process has gone", || !super::world::alive(pid as i32));
-    // Nobody can say that all is in the bucket.
+    // Nothing was written since.
     let (code, _, err) = world.run(&["unmount", mnt.to_str().unwrap()]);
-    assert_eq!(code, 6, "{err}");
+    assert!(code == 0 && err.contains("nothing waits for an upload"), "{err}");
     assert!(!world.mounted());
+}
+
+#[test]
+fn what_a_killed_daemon_left_is_told_until_it_is_sent() {
+    let Some(world) = World::new("what_a_killed_daemon_left") else { return };
+    let mnt = world.mnt();
+    let dir = mnt.to_str().unwrap();
+    world.mount(&["-o", "fsync=local,upload-limit=16KiB"]);
+    let file = std::fs::File::create(mnt.join("f")).unwrap();
+    std::io::Write::write_all(&mut &file, &content(4, 300_000)).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    let pid = world.status()["pid"].as_u64().unwrap();
+    kill("-KILL", pid);
+    until("the process has gone", || !super::world::alive(pid as i32));
+    let (code, text, err) = world.run(&["status", dir]);
+    assert!(code == 11 && text.contains("dead: the mount process ended") && text.contains("KiB"), "{text} {err}");
+    let all = || serde_json::from_str::<serde_json::Value>(&world.ok(&["status", "--json"])).unwrap();
+    let said = all();
+    assert_eq!(
+        (&said[0]["health"], said[0]["mount_point"].as_str(), said.as_array().unwrap().len()),
+        (&"dead".into(), Some(dir), 1)
+    );
+    assert!(said[0]["spool"]["used"].as_u64().unwrap() > 300_000, "{said}");
+    let (code, _, err) = world.run(&["unmount", dir]);
+    assert!(code == 11 && err.contains("KiB") && err.contains("until the next mount"), "{err}");
+    // Also without a mount point.
+    let said = all();
+    assert_eq!((&said[0]["health"], &said[0]["mount_point"]), (&"dead".into(), &"".into()));
+    assert!(said[0]["store"].as_str().unwrap().ends_with("/bucket"), "{said}");
+    let (code, _, err) = world.run(&["mount", &world.bucket(), dir]);
+    assert!(code == 0 && err.contains("taking over 1 file"), "{err}");
+    world.unmount();
+    assert_eq!(world.ok(&["status"]), "nothing is mounted\n");
 }
 
 #[test]
@@ -296,7 +330,7 @@ fn the_quickstart_runs_to_its_end_and_leaves_nothing() {
     let (code, out, err) = world.run(&["quickstart", "--once", "--dir", tour.to_str().unwrap()]);
     let log = std::fs::read_to_string(tour.join("local/log")).unwrap_or_default();
     assert_eq!(code, 0, "{out}\n{err}\n{log}");
-    for part in ["the bucket sees", "phantom.dcm", "the same", "in none of the"] {
+    for part in ["The bucket sees", "phantom.dcm", "the same", "in none of the"] {
         assert!(out.contains(part), "{part}:\n{out}");
     }
     assert!(!tour.exists());

@@ -109,12 +109,20 @@ fn what_is_left_over_is_deleted_on_request() {
     let scrub = |more: &[&str]| world.run(&[&["scrub", &store, "--quiet", "--quick"], more].concat());
     let young = scrub(&["--gc"]).ok();
     assert!(young.out.contains("1 object that no index names is younger than 7d") && bucket.keys().contains(&key), "{young:?}");
+    assert!(young.out.contains("smpfs recover --grace 1h") && young.out.contains("Nothing was there to delete"), "{young:?}");
+    let too_young = world.run(&["recover", &store, "--quiet", "--yes"]).ok();
+    for part in ["1 file that no index names is left out: younger than 7d", "--grace 1h", "after 20"] {
+        assert!(too_young.out.contains(part), "{part}: {too_young:?}");
+    }
+    assert!(!too_young.out.contains("no file is left over."), "{too_young:?}");
     make_old(&world, 8);
     assert_eq!(scrub(&["--gc", "--grace", "5m"]).code, 2);
     let dry = scrub(&["--gc", "--dry-run"]);
     assert!(dry.code == 10 && dry.out.contains(&format!("would go     {key}")), "{dry:?}");
     assert!(bucket.keys().contains(&key));
+    assert!(dry.out.contains("`smpfs recover` can link it back"), "{dry:?}");
     let wet = scrub(&["--gc"]).ok();
+    assert!(wet.err.contains("1 file that no index names will be deleted for good"), "{wet:?}");
     assert!(wet.out.contains(&format!("deleted      {key}")), "{wet:?}");
     assert!(!bucket.keys().contains(&key));
     // Linked back instead.
@@ -152,7 +160,7 @@ fn a_lost_root_comes_back() {
     for refused in [&["--dry-run"][..], &[]] {
         let said = world.run(&[&["recover", &store, "--quiet"], refused].concat());
         assert_eq!(said.code, if refused.is_empty() { 2 } else { 0 }, "{said:?}");
-        assert!(said.out.contains("1 files that tell of it") && bucket.get(&root) == bad, "{said:?}");
+        assert!(said.out.contains("1 file of it by what the objects say") && bucket.get(&root) == bad, "{said:?}");
     }
     let said = world.run(&["recover", &store, "--quiet", "--yes"]).ok();
     assert!(said.out.contains("2 files back"), "{said:?}");
