@@ -229,6 +229,12 @@ impl Fs {
         Ok(!file.live.lock().rescuing() && shown.as_ref() == Some(version))
     }
 
+    /// Whether any index in the bucket named a file when it was read last: if none does, another machine may have taken its names
+    /// and its object away, and given a readable key to something else.
+    pub(super) fn bucket_names(&self, file: &File) -> bool {
+        self.state.lock().dirs.values().any(|c| !c.dead && c.dir.names_in_bucket(file.id))
+    }
+
     /// The object is not the one that was opened, and no upload of ours explains it: the next look opens and verifies what is
     /// there now. Handles that were open keep out of it when it is another version.
     async fn look_again(&self, file: &Arc<File>, old: &Arc<OpenObject>) -> Result<()> {

@@ -431,9 +431,9 @@ impl Fs {
         self.name_again(file).await?;
         match report {
             _ if self.orphan_if_nameless(file) => Ok(Saved::Beaten),
-            Some(report) => Err(self.reader.refuse(*report)),
-            None if generation > 1 && self.rehome_if_whole(file).await => Ok(Saved::Beaten),
-            None => Err(error),
+            Some(report) if self.bucket_names(file) => Err(self.reader.refuse(*report)),
+            _ if generation > 1 && self.rehome_if_whole(file).await => Ok(Saved::Beaten),
+            _ => Err(error),
         }
     }
 
