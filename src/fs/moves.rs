@@ -95,7 +95,12 @@ impl Fs {
         for id in ids {
             let Some((dir, name)) = st.renamed.peek(&id).cloned().filter(|_| departing(st, id).is_empty()) else { continue };
             // Taken away by another machine: what becomes of the new name is not settled.
-            if st.files.get(&id).is_some_and(|f| f.live.lock().homeless()) {
+            // And one that is behind needs its line until it is saved: the spool knows the name that it had before.
+            let needed = |f: &std::sync::Arc<File>| {
+                let live = f.live.lock();
+                live.homeless() || live.dirty()
+            };
+            if st.files.get(&id).is_some_and(needed) {
                 continue;
             }
             let settled = st.dirs.get(&dir).is_some_and(|c| c.dir.pending_seq(&name).is_none());

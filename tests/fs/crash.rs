@@ -425,3 +425,34 @@ fn what_was_synced_above_an_upload_outlives_a_power_loss() {
         assert_eq!(world.fresh().names("").len(), 1, "seed {seed}: no conflict with itself");
     }
 }
+
+/// A file that was written to and then moved is found under its new name, also when both directories are in the bucket and the
+/// contents are not.
+#[test]
+fn a_file_that_moved_with_unsent_contents_keeps_them_through_a_kill() {
+    for mode in [Mode::Standard, Mode::ZeroKnowledge] {
+        let (world, disk) = (World::new(mode, Suite::Aes256Gcm), SimDisk::new(6));
+        let mount = world.mount(disk.process(), quick());
+        mount.mkdir("a");
+        mount.mkdir("b");
+        mount.put("a/f", &data(1, 5000));
+        mount.drain();
+        let (ino, opened) = mount.open("a/f", libc::O_RDWR).unwrap();
+        mount.write((ino, opened.fh), 36, &data(2, 100)).unwrap();
+        mount.rename("a/f", "b/f").unwrap();
+        crate::directed::until("names are in the bucket", || mount.fs.progress().names == 0);
+        // The next commit tidies the journal up.
+        mount.mkdir("b/more");
+        crate::directed::until("names are in the bucket", || mount.fs.progress().names == 0);
+        assert_eq!(mount.fs.progress().files, 1, "its contents wait: it is open");
+        die(&disk, mount, Crash::Kill);
+        let mount = world.mount(disk.process(), quick());
+        let mut expected = data(1, 5000);
+        expected[36..136].copy_from_slice(&data(2, 100));
+        assert!(mount.get("b/f").unwrap() == expected);
+        mount.unmount();
+        let other = world.fresh();
+        assert!(other.get("b/f").unwrap() == expected);
+        assert!(other.names("a").is_empty());
+    }
+}
