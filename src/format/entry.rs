@@ -308,6 +308,22 @@ impl Entry {
         }
     }
 
+    /// The file, of a regular file.
+    pub fn file_id(&self) -> Option<FileId> {
+        match &self.body {
+            Body::File(f) => Some(f.file_id),
+            _ => None,
+        }
+    }
+
+    /// The directory, of one.
+    pub fn dir_id(&self) -> Option<DirId> {
+        match &self.body {
+            Body::Dir { dir_id, .. } => Some(*dir_id),
+            _ => None,
+        }
+    }
+
     /// The entry alone, as an index object holds it: for local sealed logs.
     pub fn encode(&self) -> Result<Zeroizing<Vec<u8>>> {
         self.check()?;

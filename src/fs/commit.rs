@@ -403,7 +403,7 @@ impl Fs {
         let Some(cell) = st.dirs.get_mut(&id) else { return };
         let (Some(t), Some((up, name))) = (cell.times, cell.place.clone()) else { return };
         let Some(e) = st.dirs.get(&up).and_then(|c| c.dir.get(&name)).cloned() else { return };
-        if !matches!(e.body, Body::Dir { dir_id, .. } if dir_id == id) {
+        if e.dir_id() != Some(id) {
             return;
         }
         let mut e = Entry::clone(&e);

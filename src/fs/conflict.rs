@@ -88,13 +88,6 @@ pub(super) fn marked(name: &[u8], host: &str, at: Time, note: &str, n: u32) -> V
     [&stem[..cut], mark.as_bytes(), extension].concat()
 }
 
-pub(super) fn file_id(e: &Entry) -> Option<FileId> {
-    match &e.body {
-        Body::File(f) => Some(f.file_id),
-        _ => None,
-    }
-}
-
 impl Fs {
     /// A free name for what gives way under `name`.
     pub(super) fn conflict_name(&self, st: &State, dir: DirId, name: &[u8]) -> Vec<u8> {
@@ -144,7 +137,7 @@ impl Fs {
             if let Err(e) = self.aside(st, dir, c) {
                 tracing::warn!("the journal could not note a conflict: {e}");
             }
-            self.tell_conflict(ConflictKind::Name, c.mine.as_deref().and_then(file_id), None);
+            self.tell_conflict(ConflictKind::Name, c.mine.as_ref().and_then(|e| e.file_id()), None);
         }
         clashes.into_iter().flat_map(|c| self.resolve_one(st, dir, c)).collect()
     }
@@ -163,7 +156,7 @@ impl Fs {
             Verdict::Mine(_) => {
                 // Another machine renamed it to the very same name: the bucket has it there, and not by this one's doing.
                 let arrived = c.base.as_ref().is_none_or(|b| c.theirs.as_ref().is_some_and(|t| !same(b, t)));
-                if let Some(id) = c.theirs.as_deref().filter(|_| arrived).and_then(file_id) {
+                if let Some(id) = c.theirs.as_ref().filter(|_| arrived).and_then(|e| e.file_id()) {
                     st.renamed.pop(&id);
                 }
                 return due;
@@ -181,12 +174,12 @@ impl Fs {
                 carry.iter().for_each(|t| t.arrive());
                 if let Some(theirs) = c.theirs.as_ref().filter(|_| c.mine.is_none()) {
                     self.put_back(st, dir, theirs);
-                    self.tell_conflict(ConflictKind::Kept, file_id(theirs), None);
+                    self.tell_conflict(ConflictKind::Kept, theirs.file_id(), None);
                 }
             }
         }
         due.append(&mut c.after);
-        if c.moved && !stays && c.base.as_deref().and_then(file_id).is_some() {
+        if c.moved && !stays && c.base.as_ref().and_then(|e| e.file_id()).is_some() {
             // The name that it was moved to gets a file of its own: until it has that, a later mount has to be told.
             return due;
         }
@@ -351,7 +344,7 @@ impl Fs {
             let now = st.dirs.get(&dir).and_then(|c| c.dir.get(name)).cloned();
             let node = st.places.get(&place).and_then(|ino| st.nodes.get(ino)).map(|n| n.entry.clone());
             let at_place = |f: &&Arc<super::file::File>| f.place.lock().as_ref() == Some(&place);
-            let file = match node.as_ref().and_then(|e| file_id(e)) {
+            let file = match node.as_ref().and_then(|e| e.file_id()) {
                 Some(id) => st.files.get(&id).cloned(),
                 None => st.files.values().find(at_place).cloned(),
             };
@@ -379,7 +372,7 @@ impl Fs {
     pub(super) fn entry_for(&self, st: &State, file: &super::file::File) -> (DirId, Arc<Entry>) {
         let place = file.place.lock().clone();
         let dir = place.as_ref().map_or(st.root, |p| p.0);
-        let of = |e: &Entry| file_id(e) == Some(file.id);
+        let of = |e: &Entry| e.file_id() == Some(file.id);
         let shown = place.as_ref().and_then(|(d, n)| st.dirs.get(d)?.dir.get(n)).filter(|e| of(e));
         if let Some(e) = shown.or_else(|| st.nodes.values().map(|n| &n.entry).find(|e| of(e))) {
             return (dir, e.clone());
@@ -410,7 +403,7 @@ impl Fs {
 
 /// Whether a name leads to a file that had but one name before.
 pub(super) fn leads_to(name: &Entry, file: &Entry) -> bool {
-    name.link().is_some_and(|l| file_id(file).is_some_and(|id| link_id(&id) == l.id))
+    name.link().is_some_and(|l| file.file_id().is_some_and(|id| link_id(&id) == l.id))
 }
 
 /// Where this machine has renamed the file or directory of an entry to, from the name `old`.

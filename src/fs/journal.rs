@@ -384,23 +384,17 @@ impl Replayed {
         let mut spoken = BTreeSet::new();
         for (_, line) in self.names.values() {
             spoken.insert(line.dir);
-            if let Some(Body::Dir { dir_id, .. }) = line.entry.as_deref().map(|e| &e.body) {
-                spoken.insert(*dir_id);
-            }
+            spoken.extend(line.entry.as_ref().and_then(|e| e.dir_id()));
         }
         self.unborn.retain(|dir| !born.contains(dir) && !dead.contains(dir) && spoken.contains(dir));
         for (_, line) in self.names.values_mut() {
             line.unborn = self.unborn.contains(&line.dir);
-            line.entry_unborn = matches!(line.entry.as_deref().map(|e| &e.body),
-                Some(Body::Dir { dir_id, .. }) if self.unborn.contains(dir_id));
+            let made = line.entry.as_ref().and_then(|e| e.dir_id());
+            line.entry_unborn = made.is_some_and(|d| self.unborn.contains(&d));
         }
-        let dir_of = |e: &Entry| match &e.body {
-            Body::Dir { dir_id, .. } => Some(*dir_id),
-            _ => None,
-        };
-        let live: BTreeSet<DirId> = self.names.values().filter_map(|(_, l)| dir_of(l.entry.as_deref()?)).collect();
+        let live: BTreeSet<DirId> = self.names.values().filter_map(|(_, l)| l.entry.as_ref()?.dir_id()).collect();
         for (_, line) in self.names.values_mut() {
-            let base = line.seen.first().and_then(|s| dir_of(s.as_deref()?));
+            let base = line.seen.first().and_then(|s| s.as_ref()?.dir_id());
             line.dead = base.filter(|d| dead.contains(d) && !live.contains(d));
         }
     }
@@ -463,12 +457,7 @@ impl Replayed {
                 true => self.unborn.insert(line.dir),
                 false => self.born.insert(line.dir),
             };
-            match line.entry.as_deref().map(|e| &e.body) {
-                Some(Body::Dir { dir_id, .. }) if line.entry_unborn => {
-                    self.unborn.insert(*dir_id);
-                }
-                _ => {}
-            }
+            self.unborn.extend(line.entry.as_ref().filter(|_| line.entry_unborn).and_then(|e| e.dir_id()));
             self.dead.extend(line.dead);
             self.take(seq, line);
         }

@@ -373,7 +373,7 @@ impl Fs {
         if stays {
             return;
         }
-        let (tokens, file) = (cell.dir.carried(name), cell.dir.get(name).and_then(|e| conflict::file_id(e)));
+        let (tokens, file) = (cell.dir.carried(name), cell.dir.get(name).and_then(|e| e.file_id()));
         let old = file.map_or_else(Vec::new, |id| moves::departing(st, id));
         for (dir, name) in old.iter().filter(|p| (p.0, &p.1[..]) != (dir, name)) {
             if let Some(cell) = st.dirs.get_mut(dir) {

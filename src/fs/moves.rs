@@ -29,12 +29,12 @@ const LAG: Duration = Duration::from_secs(5);
 
 /// Notes that the file of an entry leaves a name.
 pub(super) fn departs(st: &mut State, entry: &Entry, from: &Place) {
-    let Body::File(f) = &entry.body else { return };
+    let Some(id) = entry.file_id() else { return };
     if st.departing.len().is_power_of_two() {
         let dirs = &st.dirs;
         st.departing.retain(|id, places| places.iter().any(|p| dirs.get(&p.0).is_some_and(|c| c.dir.departs(&p.1, *id))));
     }
-    let places = st.departing.entry(f.file_id).or_default();
+    let places = st.departing.entry(id).or_default();
     if !places.contains(from) {
         places.push(from.clone());
     }
@@ -62,9 +62,9 @@ pub(super) fn apart(st: &mut State, id: FileId, here: Option<DirId>) -> Vec<Plac
 
 /// Whether the bucket still has an old name of an entry's file.
 pub(super) fn is_departing(st: &State, entry: &Entry) -> bool {
-    let Body::File(f) = &entry.body else { return false };
-    let places = st.departing.get(&f.file_id);
-    places.into_iter().flatten().any(|p| st.dirs.get(&p.0).is_some_and(|c| c.dir.departs(&p.1, f.file_id)))
+    let Some(id) = entry.file_id() else { return false };
+    let places = st.departing.get(&id);
+    places.into_iter().flatten().any(|p| st.dirs.get(&p.0).is_some_and(|c| c.dir.departs(&p.1, id)))
 }
 
 impl Fs {
@@ -76,8 +76,8 @@ impl Fs {
         for t in batch {
             let Some(entry) = t.entry.as_ref().filter(|e| is_departing(&st, e)) else { continue };
             let shown = st.dirs.get(&id).and_then(|c| c.dir.get(&t.name));
-            let (Body::File(f), true) = (&entry.body, shown == Some(entry)) else { continue };
-            let old = departing(&mut st, f.file_id);
+            let Some(file) = entry.file_id().filter(|_| shown == Some(entry)) else { continue };
+            let old = departing(&mut st, file);
             let mut lines: Vec<Noted> = vec![(id, t.name.clone(), Some(entry.clone()))];
             // What has the old name by now does not go together with this one.
             let gone = |p: &Place| st.dirs.get(&p.0).is_some_and(|c| c.dir.get(&p.1).is_none());
@@ -136,13 +136,8 @@ impl Fs {
     /// Old names of the file behind a name that the bucket still has.
     pub(super) fn old_names(&self, dir: DirId, name: &[u8]) -> Vec<Place> {
         let mut st = self.state.lock();
-        match st.dirs.get(&dir).and_then(|c| c.dir.get(name)).map(|e| &e.body) {
-            Some(Body::File(f)) => {
-                let id = f.file_id;
-                apart(&mut st, id, Some(dir))
-            }
-            _ => Vec::new(),
-        }
+        let id = st.dirs.get(&dir).and_then(|c| c.dir.get(name)?.file_id());
+        id.map_or_else(Vec::new, |id| apart(&mut st, id, Some(dir)))
     }
 
     /// Whether a file has another name, as far as this machine has looked: another machine is moving it, and who takes one of the
@@ -150,7 +145,7 @@ impl Fs {
     pub(super) fn named_elsewhere(&self, st: &State, id: FileId, but: (DirId, &[u8])) -> bool {
         let shows = |p: &Place| {
             let there = st.dirs.get(&p.0).filter(|c| !c.is_removed()).and_then(|c| c.dir.get(&p.1));
-            (p.0, &p.1[..]) != but && there.is_some_and(|e| matches!(&e.body, Body::File(f) if f.file_id == id))
+            (p.0, &p.1[..]) != but && there.and_then(|e| e.file_id()) == Some(id)
         };
         let first = |body: &Body| derived_ino(&(but.0, but.1.to_vec()), body);
         let entry = st.dirs.get(&but.0).and_then(|c| c.dir.get(but.1));

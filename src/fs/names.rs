@@ -364,7 +364,7 @@ impl Fs {
             let Some(entry) = st.loaded(dir)?.dir.get(name).cloned() else {
                 return fail(Kind::NotFound, "no such name");
             };
-            if !matches!(entry.body, Body::Dir { dir_id, .. } if dir_id == child) {
+            if entry.dir_id() != Some(child) {
                 return fail(Kind::Interrupted, "the name changed meanwhile");
             }
             if !st.loaded(child)?.dir.is_empty() {

@@ -83,8 +83,8 @@ pub(super) fn recover(st: &mut State, disk: &Arc<dyn Disk>, journal_owner: &LogO
 
 /// Whether this machine removed the name of a file, moved it away or gave it to another one.
 fn taken_away(replayed: &Replayed, place: &Place, file: &File) -> bool {
-    let names_it = |e: &Entry| matches!(&e.body, Body::File(f) if f.file_id == file.id);
-    let pending = replayed.names.get(place).map(|(_, line)| !line.entry.as_deref().is_some_and(names_it));
+    let named = |line: &Line| line.entry.as_ref().and_then(|e| e.file_id());
+    let pending = replayed.names.get(place).map(|(_, line)| named(line) != Some(file.id));
     pending.unwrap_or_else(|| replayed.removed.contains(place))
 }
 

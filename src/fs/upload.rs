@@ -12,7 +12,7 @@ use super::state::State;
 use super::{Doomed, Fs};
 use crate::env::failpoint::reach;
 use crate::error::{Error, Kind, Result, fail};
-use crate::format::entry::{Body, Entry};
+use crate::format::entry::Entry;
 use crate::format::header::Header;
 use crate::format::manifest::Hints;
 use crate::format::names::{object_key, readable_key};
@@ -561,7 +561,7 @@ impl Fs {
         guard.layer().into_iter().for_each(|layer| st.landing.put(file.id, layer));
         let place = file.place.lock().clone();
         let entry = place.as_ref().and_then(|(d, n)| st.dirs.get(d)?.dir.get(n).cloned());
-        let ours = |e: &Arc<Entry>| matches!(&e.body, Body::File(f) if f.file_id == file.id);
+        let ours = |e: &Arc<Entry>| e.file_id() == Some(file.id);
         let (Some((dir, name)), Some(entry)) = (place, entry.filter(ours)) else {
             if file.live.lock().unlinked {
                 // While it was on its way: nothing will ever name the object, but who has the file open still reads it. An older

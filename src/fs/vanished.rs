@@ -47,7 +47,7 @@ type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub(super) fn leaving(st: &State, dir: DirId) -> Vec<(Vec<u8>, DirId)> {
     let all = st.dirs.get(&dir).map(|c| c.dir.displaced()).unwrap_or_default();
     let leaves = |id: &DirId| st.dirs.get(id).is_some_and(|c| c.leaving);
-    all.into_iter().filter(|(_, id, _)| leaves(id)).map(|(name, id, _)| (name, id)).collect()
+    all.into_iter().filter(|(_, id)| leaves(id)).collect()
 }
 
 /// A removal that an earlier mount did not finish goes on.
@@ -230,17 +230,13 @@ impl Fs {
     /// A directory is at a place again: its inode, where somebody still knows it, goes there too.
     fn put_node(&self, st: &mut State, id: DirId, entry: &Arc<Entry>, up: DirId) {
         let place = (up, entry.name.clone());
-        let is_it = |e: &Entry| matches!(&e.body, Body::Dir { dir_id, .. } if *dir_id == id);
-        let lost = st.nodes.iter().find(|(_, n)| n.place.is_none() && is_it(&n.entry)).map(|(ino, _)| *ino);
+        let lost = st.nodes.iter().find(|(_, n)| n.place.is_none() && n.entry.dir_id() == Some(id)).map(|(ino, _)| *ino);
         if let Some(node) = lost.filter(|_| !st.places.contains_key(&place)).and_then(|ino| st.nodes.get_mut(&ino)) {
             (node.place, node.entry) = (Some(place.clone()), entry.clone());
             st.places.extend(lost.map(|ino| (place.clone(), ino)));
             st.dirs.get_mut(&up).into_iter().for_each(|c| c.nodes += 1);
         }
-        let now = match &entry.body {
-            Body::Dir { dir_id, .. } => *dir_id,
-            _ => id,
-        };
+        let now = entry.dir_id().unwrap_or(id);
         st.dirs.get_mut(&now).into_iter().for_each(|c| c.place = Some(place.clone()));
         if let Some(parent) = self.ino_of_dir_in_use(st, up) {
             self.sink.invalidate(Invalidate::Entry(parent, place.1));
@@ -303,7 +299,7 @@ impl Fs {
         }
         let Some((up, name)) = place else { return Ok(Vec::new()) };
         let shown = st.dirs.get(&up).filter(|c| !c.dead).and_then(|c| c.dir.get(&name)).cloned();
-        let Some(entry) = shown.filter(|e| is_dir(e, id)) else { return Ok(Vec::new()) };
+        let Some(entry) = shown.filter(|e| e.dir_id() == Some(id)) else { return Ok(Vec::new()) };
         st.unplace(up, &name, &entry);
         let after: Vec<Guard> = remote.iter().map(|r| Box::new(Doomed::index(self, id, r)) as Guard).collect();
         let due = self.apply(st, vec![(up, name.clone(), Change { after, ..Change::default() })])?;
@@ -325,10 +321,10 @@ impl Fs {
         let (up, name) = place.unwrap_or_else(|| (st.root, b"recovered".to_vec()));
         let (up, mut due) = self.rehome(st, up)?;
         let held = st.dirs.get(&up).and_then(|c| c.dir.get(&name)).cloned();
-        let free = held.as_ref().is_none_or(|e| is_dir(e, id));
+        let free = held.as_ref().is_none_or(|e| e.dir_id() == Some(id));
         let name = if free { name } else { self.conflict_name(st, up, &name) };
-        let known = held.filter(|e| is_dir(e, id));
-        let known = known.or_else(|| st.nodes.values().map(|n| &n.entry).find(|e| is_dir(e, id)).cloned());
+        let known = held.filter(|e| e.dir_id() == Some(id));
+        let known = known.or_else(|| st.nodes.values().map(|n| &n.entry).find(|e| e.dir_id() == Some(id)).cloned());
         let entry = self.new_home(known.as_deref(), name);
         let Body::Dir { dir_id: new, dir_key } = &entry.body else { return fail(crate::error::Kind::Bug, "no directory") };
         self.note_home(st, id, up, &entry, (*new, dir_key))?;
@@ -370,8 +366,7 @@ impl Fs {
         let behind = |e: &Entry| self.live_of(st, e).is_some_and(|f| f.live.lock().dirty());
         let all = cell.dir.unsettled(behind).into_iter().filter(|u| u.entry.is_some());
         lines.extend(all.map(|u| {
-            let unborn =
-                matches!(u.entry.as_deref().map(|e| &e.body), Some(Body::Dir { dir_id, .. }) if st.unborn.contains(dir_id));
+            let unborn = u.entry.as_ref().and_then(|e| e.dir_id()).is_some_and(|d| st.unborn.contains(&d));
             Line {
                 dir: new.0,
                 key: new.1.clone(),
@@ -417,10 +412,6 @@ impl Fs {
             }
         }
     }
-}
-
-fn is_dir(e: &Entry, id: DirId) -> bool {
-    matches!(&e.body, Body::Dir { dir_id, .. } if *dir_id == id)
 }
 
 /// Everything that is in a directory is in another one now.

@@ -18,7 +18,7 @@
 use super::delta::Delta;
 use super::meet::Clash;
 use super::merge::same;
-use crate::format::entry::{Body, Entry};
+use crate::format::entry::Entry;
 use crate::types::{DirId, FileId, LinkRef};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -259,7 +259,7 @@ impl Dir {
 
     /// Whether the bucket had a name for a file when this machine looked last.
     pub fn names_in_bucket(&self, id: FileId) -> bool {
-        let is_it = |e: &Entry| matches!(&e.body, Body::File(f) if f.file_id == id);
+        let is_it = |e: &Entry| e.file_id() == Some(id);
         let settled = |(n, s): (&Vec<u8>, &Slot)| is_it(&s.entry) && !self.pending.contains_key(n);
         self.pending.values().any(|p| p.base.as_deref().is_some_and(is_it)) || self.entries.iter().any(settled)
     }

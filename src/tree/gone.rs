@@ -2,22 +2,14 @@
 
 use super::dir::{Change, Dir, Guard};
 use super::merge::same;
-use crate::crypto::secmem::SecretKey;
-use crate::format::entry::{Body, Entry};
+use crate::format::entry::Entry;
 use crate::types::DirId;
 use std::sync::Arc;
-
-fn dir_of(entry: &Entry) -> Option<(DirId, SecretKey)> {
-    match &entry.body {
-        Body::Dir { dir_id, dir_key } => Some((*dir_id, dir_key.clone())),
-        _ => None,
-    }
-}
 
 impl Dir {
     /// The directory that the bucket holds under a name.
     pub fn dir_in_bucket(&self, name: &[u8]) -> Option<DirId> {
-        self.bucket_entry(name).and_then(|e| dir_of(e)).map(|(id, _)| id)
+        self.bucket_entry(name).and_then(|e| e.dir_id())
     }
 
     /// What the bucket holds under a name, as far as is known.
@@ -30,18 +22,17 @@ impl Dir {
 
     /// The name under which the bucket holds a directory.
     pub fn name_in_bucket(&self, id: DirId) -> Option<Vec<u8>> {
-        let is_it = |e: &Entry| dir_of(e).is_some_and(|(d, _)| d == id);
+        let is_it = |e: &Entry| e.dir_id() == Some(id);
         let pending = self.pending.iter().find(|(_, p)| p.base.as_deref().is_some_and(is_it)).map(|(n, _)| n);
         let settled = || self.iter().find(|e| is_it(e) && !self.pending.contains_key(&e.name)).map(|e| &e.name);
         pending.or_else(settled).cloned()
     }
 
     /// Directories that the bucket holds under pending names which stand for something else here, or for nothing.
-    pub fn displaced(&self) -> Vec<(Vec<u8>, DirId, SecretKey)> {
+    pub fn displaced(&self) -> Vec<(Vec<u8>, DirId)> {
         let other = |n: &Vec<u8>, base: &Entry| self.get(n).is_none_or(|e| !same(e, base));
         let all = self.pending.iter().filter_map(|(n, p)| Some((n, p.base.as_ref()?)));
-        let gone = all.filter(|(n, base)| other(n, base));
-        gone.filter_map(|(n, base)| dir_of(base).map(|(id, key)| (n.clone(), id, key))).collect()
+        all.filter(|(n, base)| other(n, base)).filter_map(|(n, base)| Some((n.clone(), base.dir_id()?))).collect()
     }
 
     /// No index write takes these names, until the next call.

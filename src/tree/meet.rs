@@ -115,7 +115,7 @@ impl Dir {
 
     /// Whether the bucket holds, or may be about to get, a name for a file that stands for something else here by now.
     pub fn departs(&self, name: &[u8], id: FileId) -> bool {
-        let is_it = |e: &Entry| matches!(&e.body, Body::File(f) if f.file_id == id);
+        let is_it = |e: &Entry| e.file_id() == Some(id);
         let old = |p: &Pending| p.base.iter().chain(p.tried.iter().flatten()).any(|e| is_it(e));
         self.pending.get(name).is_some_and(old) && !self.get(name).is_some_and(|e| is_it(e))
     }
