@@ -40,7 +40,7 @@ pub struct Unlocked {
 /// Whether somebody should act on what a store does not do. What smpfs works around is for the log and the status.
 fn wants_attention(stack: &Stack) -> bool {
     let caps = stack.store.caps();
-    !(caps.write && caps.put_if_absent && caps.put_if_match)
+    !caps.write || crate::lease::needed(&caps)
 }
 
 /// Opens the store with the settings' limits. `create` makes a missing directory bucket.
@@ -127,7 +127,12 @@ pub async fn unlock(spec: &StoreSpec, config: &Config, secret: Secret) -> Result
 
 /// Where a volume's local state lies.
 pub fn volume_dir(config: &Config, id: VolumeId) -> PathBuf {
-    config.state_dir.join("volumes").join(id.hex())
+    volumes_dir(&config.state_dir).join(id.hex())
+}
+
+/// Where the local state of all volumes lies.
+pub fn volumes_dir(state: &Path) -> PathBuf {
+    state.join("volumes")
 }
 
 /// Notes a wrong secret where the audit log of the volume finds it at the next mount: its key is not to be had now.

@@ -1,6 +1,7 @@
 //! What a mount leaves when its process is killed or the machine loses its power: a dead mount point, and changes in the state
 //! directory that only the next mount can send. Seen without any key, by names and lengths of files.
 
+use super::join::volumes_dir;
 use super::status::{count, size};
 use crate::disk::RealDisk;
 use crate::format::log::HEADER_LEN;
@@ -70,7 +71,7 @@ fn pins(state: &Path) -> Option<ConfigPins> {
 /// The volume that a store held when it was last mounted from here, and what of it is not in the bucket. `None` when that is not known.
 pub fn of_store(state: &Path, store: &str) -> Option<(VolumeId, Left)> {
     let pin = pins(state)?.at(store).ok()??;
-    Some((pin.volume, of_dir(&state.join("volumes").join(pin.volume.hex()))))
+    Some((pin.volume, of_dir(&volumes_dir(state).join(pin.volume.hex()))))
 }
 
 /// A dead mount as `smpfs status` shows it.
@@ -95,11 +96,11 @@ pub fn all(state: &Path, runtime: &Path, alive: &[Status]) -> Vec<Status> {
     let ours = |m: &DeadMount| super::socket::path_of(runtime, &m.dir).exists();
     let mut found: Vec<Status> = fuse::dead_mounts().iter().filter(|m| ours(m)).map(|m| dead(state, m)).collect();
     let known = |found: &[Status], id: &str| alive.iter().chain(found).any(|s| s.volume_id == id);
-    let volumes = std::fs::read_dir(state.join("volumes")).into_iter().flatten().flatten();
+    let volumes = std::fs::read_dir(volumes_dir(state)).into_iter().flatten().flatten();
     let mut names: Vec<String> = volumes.take(MAX_VOLUMES).filter_map(|e| e.file_name().into_string().ok()).collect();
     names.sort();
     for name in names.into_iter().filter(|n| n.len() == 32) {
-        let dir = state.join("volumes").join(&name);
+        let dir = volumes_dir(state).join(&name);
         let left = of_dir(&dir);
         if left.is_empty() || known(&found, &name) || in_use(&dir) {
             continue;

@@ -22,6 +22,11 @@ const LAST_THREADS: Duration = Duration::from_secs(5);
 const HEAPS: [(&str, &str); 3] =
     [("MALLOC_ARENA_MAX", "2"), ("MALLOC_TRIM_THRESHOLD_", "33554432"), ("MALLOC_MMAP_THRESHOLD_", "33554432")];
 
+/// Those of [`HEAPS`] that the user has not chosen.
+fn heaps() -> Vec<(&'static str, &'static str)> {
+    HEAPS.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect()
+}
+
 /// Runs it.
 pub fn run(args: &MountArgs, config_file: Option<PathBuf>) -> Outcome<()> {
     if args.foreground && !args.dry_run {
@@ -59,7 +64,7 @@ pub fn run(args: &MountArgs, config_file: Option<PathBuf>) -> Outcome<()> {
 pub fn start(args: &MountArgs, config_file: Option<PathBuf>, secret: &Secret) -> Outcome<u32> {
     let mut command = std::process::Command::new("/proc/self/exe");
     command.args(serving_args(args, config_file.as_deref()));
-    command.envs(HEAPS.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()));
+    command.envs(heaps());
     launch(command, secret)
 }
 
@@ -68,7 +73,7 @@ pub fn start(args: &MountArgs, config_file: Option<PathBuf>, secret: &Secret) ->
 fn with_few_heaps() {
     use std::os::unix::process::CommandExt;
     let mut words = std::env::args_os();
-    let missing: Vec<_> = HEAPS.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
+    let missing = heaps();
     if missing.is_empty() {
         return;
     }

@@ -508,12 +508,14 @@ impl DiskFile for SimFile {
 
     fn pwrite_durable(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.pwrite(offset, data)?;
-        self.alive(|state| match strikes(&mut state.faults.fail_sync) {
-            true => broken("syncing"),
-            false => {
-                let inode = state.inodes.get_mut(&self.inode);
-                inode.map_or(Ok(()), |i| i.sync_range(offset..offset + data.len() as u64))
+        self.alive(|state| {
+            if strikes(&mut state.faults.fail_sync) {
+                return broken("syncing");
             }
+            if let Some(inode) = state.inodes.get_mut(&self.inode) {
+                inode.sync_range(offset..offset + data.len() as u64);
+            }
+            Ok(())
         })
     }
 }

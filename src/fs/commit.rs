@@ -99,9 +99,7 @@ impl Fs {
         let cell = st.dirs.get_mut(&id)?;
         cell.busy = false;
         if cell.dead {
-            if !cell.vanished {
-                st.dirs.remove(&id);
-            }
+            st.forget_dead(id);
             return None;
         }
         match result {

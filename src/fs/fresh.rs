@@ -88,9 +88,7 @@ impl Fs {
             // Also after a failure: a store that is down is not asked on every lookup.
             cell.fetched = Some(Instant::now());
             if cell.dead {
-                if !cell.vanished {
-                    st.dirs.remove(&id);
-                }
+                st.forget_dead(id);
                 return;
             }
             cell.dir.has_pending()

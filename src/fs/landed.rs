@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 /// A layer whose version is in the bucket and not in the index yet. Dropped, it destroys its logs.
 pub(super) struct Landed {
+    /// For as long as its logs are there.
     pub(super) layer: Option<Arc<Layer>>,
     pub(super) logs: DestroyLogs,
     /// Logs of what lies above: they must say on what before what they lay on goes.
@@ -22,11 +23,6 @@ impl Drop for Landed {
 }
 
 impl Landed {
-    /// The layer, for as long as its logs are there.
-    pub(super) fn layer(&self) -> Option<&Arc<Layer>> {
-        self.layer.as_ref()
-    }
-
     pub(super) fn new(layer: Option<Arc<Layer>>, above: &Layer) -> Landed {
         let logs = layer.iter().flat_map(|l| l.logs().iter().cloned()).collect();
         Landed { layer, logs: DestroyLogs(logs), above: above.logs().to_vec() }

@@ -169,7 +169,6 @@ struct Fate {
 /// Deletes objects of the bucket when dropped: the index no longer names them, and no handle is open.
 pub(crate) struct Doomed {
     keys: Vec<String>,
-    index: bool,
     file: Option<FileId>,
     /// Set when the deletion is called off: see `conflict.rs`.
     spared: Arc<AtomicBool>,
@@ -180,9 +179,7 @@ pub(crate) struct Doomed {
 /// Objects to delete.
 pub(crate) struct Deletion {
     keys: Vec<String>,
-    /// Index objects, which local state forgets first.
-    index: bool,
-    /// The file whose object it is.
+    /// The file whose object it is; `None` for index objects, which local state forgets first.
     file: Option<FileId>,
     spared: Arc<AtomicBool>,
     counted: Counted,
@@ -214,7 +211,7 @@ impl Doomed {
             fate.deletions += 1;
             fate.spared.clone()
         };
-        Doomed { keys, index: file.is_none(), file, spared, to: fs.deleter.clone(), count: fs.deletions.clone() }
+        Doomed { keys, file, spared, to: fs.deleter.clone(), count: fs.deletions.clone() }
     }
 
     /// Nothing is deleted after all.
@@ -232,7 +229,7 @@ impl Drop for Doomed {
         self.count.fetch_add(1, Ordering::AcqRel);
         let counted = Counted(self.count.clone());
         let (keys, spared) = (std::mem::take(&mut self.keys), self.spared.clone());
-        let _ = self.to.send(Deletion { keys, index: self.index, file: self.file, spared, counted });
+        let _ = self.to.send(Deletion { keys, file: self.file, spared, counted });
     }
 }
 

@@ -10,7 +10,6 @@ use crate::env::Env;
 use crate::env::failpoint::reach;
 use crate::error::{Error, Kind, Result, fail};
 use crate::format::entry::{Attributes, Body, Entry};
-use crate::format::header::Header;
 use crate::format::index::DirRef;
 use crate::format::keys::VolumeKeys;
 use crate::format::names::{INDEX_PREFIX, object_key};
@@ -20,7 +19,7 @@ use crate::lease::Standing;
 use crate::ops::{Invalidate, Invalidations};
 use crate::read::Reader;
 use crate::sealedlog::{LogKind, LogOwner};
-use crate::store::{Span, Store, UploadId};
+use crate::store::{Store, UploadId};
 use crate::tree::dir::Dir;
 use crate::tree::io::{IndexIo, Memory};
 use crate::types::{DirId, FileId, Hash, Mode};
@@ -251,7 +250,7 @@ impl Fs {
                     if !this.deletes(d.file, &d.spared) {
                         return;
                     }
-                    if d.index
+                    if d.file.is_none()
                         && let Err(e) = this.index.forget(key)
                     {
                         tracing::warn!("local state could not forget an index object: {e}");
@@ -278,13 +277,12 @@ impl Fs {
     /// Deletes the object of a file at a readable key, which another machine may have taken for another file since: the object is
     /// looked at, and that version deleted and no other. A request that is carried out late, or twice, does no harm then.
     async fn delete_readable(&self, key: &str, file: FileId) -> Result<()> {
-        let header = Header { params: self.uploader.params, file_id: file }.encode();
         for _ in 0..LOOKS {
-            let there = match self.store.get(key, Span::Range(0..header.len() as u64), None).await {
-                Ok(there) if there.bytes[..] == header[..] => there.meta.etag,
+            let there = match self.owner_of(key, file).await {
+                Ok(Some((true, there))) => there,
                 // Another's, or nothing of ours: shorter than a header.
                 Ok(_) => return Ok(()),
-                Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Invalid) => return Ok(()),
+                Err(e) if e.kind() == Kind::Invalid => return Ok(()),
                 Err(e) => return Err(e),
             };
             match self.store.delete_if(key, &there).await {

@@ -55,8 +55,6 @@ pub struct Orphan {
 #[derive(Clone)]
 pub struct Beaten {
     kind: ConflictKind,
-    /// Parts of what lies below cannot be had: they are zeros in the copy, and its name says so.
-    incomplete: bool,
     /// See [`Orphan::named`].
     pub(super) named: bool,
     dir: DirId,
@@ -77,20 +75,12 @@ impl Beaten {
     pub(super) fn found(dir: DirId, entry: Arc<Entry>, layer: Layer, version: Option<Version>, size: u64) -> Beaten {
         let logs = layer.logs().to_vec();
         let (kind, layers) = (ConflictKind::Contents, vec![Arc::new(layer)]);
-        Beaten {
-            kind,
-            incomplete: false,
-            named: false,
-            dir,
-            entry,
-            layers,
-            logs,
-            version,
-            below: None,
-            winner: None,
-            size,
-            times: None,
-        }
+        Beaten { kind, named: false, dir, entry, layers, logs, version, below: None, winner: None, size, times: None }
+    }
+
+    /// Parts of what lies below cannot be had: they are zeros in the copy, and its name says so.
+    fn is_incomplete(&self) -> bool {
+        self.kind == ConflictKind::Incomplete
     }
 
     /// Where it was.
@@ -166,7 +156,7 @@ impl Plain for Pieces {
             while at < end {
                 let len = (end - at).min(READ_STEP).min(seg - at % seg);
                 let bytes = match self.below(at, len).await {
-                    Err(e) if self.of.incomplete && hopeless(&e) => {
+                    Err(e) if self.of.is_incomplete() && hopeless(&e) => {
                         at += len;
                         continue;
                     }
@@ -250,7 +240,7 @@ impl Fs {
         live.notice = true;
         let (won, winner) = (Version::of(&winner), Some(winner));
         let (kind, named) = (ConflictKind::Contents, false);
-        let beaten = Beaten { kind, incomplete: false, named, dir, entry, layers, logs, version, below, winner, size, times };
+        let beaten = Beaten { kind, named, dir, entry, layers, logs, version, below, winner, size, times };
         if live.unlinked {
             // Removed here while it was on its way: nobody wants it.
             drop(live);
@@ -305,20 +295,7 @@ impl Fs {
         (live.saved, live.unborn, live.unlinked, live.unsaved_bytes) = (live.changes, false, true, 0);
         live.notice = file.opens.load(Ordering::Acquire) > 0;
         let (kind, named, dir, entry) = (ConflictKind::Rescued, o.named, o.dir, o.entry);
-        live.beaten.push(Arc::new(Beaten {
-            kind,
-            incomplete: false,
-            named,
-            dir,
-            entry,
-            layers,
-            logs,
-            version,
-            below,
-            winner: None,
-            size,
-            times,
-        }));
+        live.beaten.push(Arc::new(Beaten { kind, named, dir, entry, layers, logs, version, below, winner: None, size, times }));
         drop(live);
         drop(io);
         self.forget_pages(file);
@@ -446,9 +423,9 @@ impl Fs {
                     file.live.lock().beaten.remove(0);
                     drop(self.take_name_away(&b));
                 }
-                Err(e) if hopeless(&e) && !b.incomplete => {
+                Err(e) if hopeless(&e) && !b.is_incomplete() => {
                     tracing::warn!("parts of a version that another machine replaced are gone; what was written is kept: {e}");
-                    let kept = Beaten { incomplete: true, kind: ConflictKind::Incomplete, ..Beaten::clone(&b) };
+                    let kept = Beaten { kind: ConflictKind::Incomplete, ..Beaten::clone(&b) };
                     if let Some(first) = file.live.lock().beaten.first_mut() {
                         *first = Arc::new(kept);
                     }
@@ -535,14 +512,14 @@ impl Fs {
             let name = self.conflict_name(st, dir, &name);
             return (dir, name);
         }
-        if let Some((dir, e)) = shown(st, b).filter(|_| !b.incomplete) {
+        if let Some((dir, e)) = shown(st, b).filter(|_| !b.is_incomplete()) {
             return (dir, e.name.clone());
         }
         let home = st.home(b.dir);
         let dir = if st.dirs.get(&home).is_some_and(|c| !c.is_removed()) { home } else { st.root };
         let free = st.dirs.get(&dir).is_none_or(|c| c.dir.get(&b.entry.name).is_none());
         match b.kind == ConflictKind::Rescued && free {
-            _ if b.incomplete => (dir, self.noted_name(st, dir, &b.entry.name, ", incomplete")),
+            _ if b.is_incomplete() => (dir, self.noted_name(st, dir, &b.entry.name, ", incomplete")),
             true => (dir, b.entry.name.clone()),
             false => (dir, self.conflict_name(st, dir, &b.entry.name)),
         }

@@ -215,6 +215,13 @@ impl State {
         }
     }
 
+    /// Nobody is busy with a removed directory any more: its cell goes, unless what was made in it has yet to find a new home.
+    pub fn forget_dead(&mut self, dir: DirId) {
+        if self.dirs.get(&dir).is_some_and(|c| !c.vanished) {
+            self.dirs.remove(&dir);
+        }
+    }
+
     /// Where what was made in a directory is by now: see [`State::homes`].
     pub fn home(&self, mut dir: DirId) -> DirId {
         while let Some(next) = self.homes.peek(&dir) {

@@ -18,7 +18,7 @@ use crate::format::manifest::Hints;
 use crate::format::names::{object_key, readable_key};
 use crate::format::segment::SegmentBuffer;
 use crate::read::{Ask, ObjectParts, OpenObject, Reader};
-use crate::store::{Cond, Span, UploadId, temporary};
+use crate::store::{Cond, ETag, Span, UploadId, temporary};
 use crate::tree::dir::{Change, Guard};
 use crate::types::{DirId, FileId, Hash, Mode, Time};
 use crate::write::layer::Layer;
@@ -391,21 +391,14 @@ impl Fs {
     /// What the store must hold for the write to go through; without conditions, a look beforehand.
     pub(super) async fn condition(&self, old: Option<&OpenObject>, key: &str) -> Result<Cond> {
         let caps = &self.uploader.caps;
-        match old {
-            Some(o) if caps.put_if_match => Ok(Cond::Match(o.etag().clone())),
-            None if caps.put_if_absent => Ok(Cond::Absent),
-            _ => {
-                let there = match self.store.head(key).await {
-                    Ok(meta) => Some(meta.etag),
-                    Err(e) if e.kind() == Kind::NotFound => None,
-                    Err(e) => return Err(e),
-                };
-                match there.as_ref() == old.map(|o| o.etag()) {
-                    true => Ok(Cond::Any),
-                    false => fail(Kind::Stale, "the object was changed by another machine"),
-                }
-            }
+        let (cond, honoured) = match old {
+            Some(o) => (Cond::Match(o.etag().clone()), caps.put_if_match),
+            None => (Cond::Absent, caps.put_if_absent),
+        };
+        if honoured {
+            return Ok(cond);
         }
+        self.uploader.look_before(key, &cond).await.map(|()| Cond::Any)
     }
 
     /// The condition failed: either an earlier try of ours did land, or the key is somebody else's, or another machine was first.
@@ -485,9 +478,14 @@ impl Fs {
 
     /// Whether what lies at a key is the file's; `None` when nothing does.
     pub(super) async fn lies_at(&self, key: &str, file_id: FileId) -> Result<Option<bool>> {
+        Ok(self.within(self.owner_of(key, file_id)).await?.map(|(ours, _)| ours))
+    }
+
+    /// The same, with the tag of what lies there.
+    pub(super) async fn owner_of(&self, key: &str, file_id: FileId) -> Result<Option<(bool, ETag)>> {
         let header = Header { params: self.uploader.params, file_id }.encode();
-        match self.within(self.store.get(key, Span::Range(0..header.len() as u64), None)).await {
-            Ok(got) => Ok(Some(got.bytes[..] == header[..])),
+        match self.store.get(key, Span::Range(0..header.len() as u64), None).await {
+            Ok(got) => Ok(Some((got.bytes[..] == header[..], got.meta.etag))),
             Err(e) if e.kind() == Kind::NotFound => Ok(None),
             Err(e) => Err(e),
         }
@@ -558,7 +556,7 @@ impl Fs {
 
     /// Makes the entry of a file name its new version. The spool's logs go when the index has it.
     fn point_entry(&self, st: &mut State, file: &Arc<File>, froze: Froze, v: &Version, guard: Landed) -> Vec<Guard> {
-        guard.layer().into_iter().for_each(|layer| st.landing.put(file.id, layer));
+        guard.layer.iter().for_each(|layer| st.landing.put(file.id, layer));
         let place = file.place.lock().clone();
         let entry = place.as_ref().and_then(|(d, n)| st.dirs.get(d)?.dir.get(n).cloned());
         let ours = |e: &Arc<Entry>| e.file_id() == Some(file.id);

@@ -124,27 +124,15 @@ impl Dir {
     /// takes `guards` over. They come back when no name here waits.
     pub fn end_of_move(&mut self, tokens: &[Arc<MoveToken>], guards: Vec<Guard>) -> Vec<Guard> {
         let waits = |p: &&mut Pending| p.wait.iter().any(|w| tokens.iter().any(|t| Arc::ptr_eq(t, w)));
-        let mut guards = Some(guards);
-        for p in self.pending.values_mut().filter(waits) {
-            (p.moved, p.off) = (false, None);
-            if p.base.is_some()
-                && let Some(g) = guards.take()
-            {
-                p.after.extend(g);
-            }
-        }
-        guards.unwrap_or_default()
+        self.pending.values_mut().filter(waits).fold(guards, |guards, p| p.end_of_move(guards))
     }
 
     /// The same for an old name.
     pub fn end_of_move_from(&mut self, name: &[u8], guards: Vec<Guard>) -> Vec<Guard> {
-        let Some(p) = self.pending.get_mut(name) else { return guards };
-        (p.moved, p.off) = (false, None);
-        if p.base.is_none() {
-            return guards;
+        match self.pending.get_mut(name) {
+            Some(p) => p.end_of_move(guards),
+            None => guards,
         }
-        p.after.extend(guards);
-        Vec::new()
     }
 
     /// States of a name that this machine has seen in the bucket or may have put there: what it saw last comes first. Empty when
@@ -319,6 +307,17 @@ impl Dir {
 }
 
 impl Pending {
+    /// What left the name will not arrive anywhere: see [`Dir::end_of_move`]. Gives back what a name that the bucket never had does
+    /// not take over.
+    fn end_of_move(&mut self, guards: Vec<Guard>) -> Vec<Guard> {
+        (self.moved, self.off) = (false, None);
+        if self.base.is_none() {
+            return guards;
+        }
+        self.after.extend(guards);
+        Vec::new()
+    }
+
     /// Whether the file that the name stands for here may have been in the bucket under it, by a write whose outcome was not heard,
     /// and is not there any more: whoever took it away has seen it, and deletes its object.
     fn went(&mut self, mine: &Option<Arc<Entry>>, theirs: &Option<Arc<Entry>>, gap: bool) -> bool {

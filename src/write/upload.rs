@@ -324,9 +324,9 @@ impl Uploader {
         Ok((root, manifest, meta))
     }
 
-    /// Where the store ignores the condition of a completion: what is there now fits it, or `Stale`. Not more than that: somebody
-    /// may be faster still.
-    async fn look_before(&self, key: &str, cond: &Cond) -> Result<()> {
+    /// Where the store does not honour a condition: what is there now fits it, or `Stale`. Not more than that: somebody may be
+    /// faster still.
+    pub async fn look_before(&self, key: &str, cond: &Cond) -> Result<()> {
         if *cond == Cond::Any {
             return Ok(());
         }

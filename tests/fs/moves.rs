@@ -1,7 +1,7 @@
 //! Several machines that move, replace and remove the same files in several directories at once.
 
 use crate::props::{cases, kinds};
-use crate::scrub::{looker, runtime};
+use crate::scrub::{looker, nothing_is_damaged, runtime};
 use crate::world::{Mount, WHO, World, data, quick};
 use proptest::prelude::*;
 use smpfs::disk::SimDisk;
@@ -222,12 +222,7 @@ fn whole(world: &World, books: &Books) -> Result<(), TestCaseError> {
     for content in books.acknowledged.difference(&books.given_up) {
         prop_assert!(kept.contains(content), "what step {} wrote is gone", content.len() - 100);
     }
-    let rt = runtime();
-    let l = looker(world, &rt, Arc::new(Known::in_memory()));
-    rt.block_on(l.scrub.check()).unwrap();
-    let finds = l.scrub.report().finds;
-    let bad: Vec<_> = finds.iter().filter(|f| f.what != What::Orphan).collect();
-    prop_assert!(bad.is_empty(), "{bad:?}");
+    nothing_is_damaged(world);
     Ok(())
 }
 

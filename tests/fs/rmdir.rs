@@ -3,7 +3,7 @@
 
 use crate::conflict::{MODES, ends, kinds as told, options, seen, two};
 use crate::props::{cases, kinds};
-use crate::scrub::{looker, runtime};
+use crate::scrub::nothing_is_damaged;
 use crate::world::{Mount, WHO, World, data, quick};
 use proptest::prelude::*;
 use smpfs::disk::SimDisk;
@@ -12,9 +12,7 @@ use smpfs::error::Kind;
 use smpfs::format::names::{INDEX_PREFIX, Place};
 use smpfs::fs::Options;
 use smpfs::fs::conflict::ConflictKind;
-use smpfs::keyring::Known;
 use smpfs::ops::Ops;
-use smpfs::scrub::What;
 use smpfs::store::layers::{Fault, Faulty, Verb};
 use smpfs::types::{Mode, Suite};
 use std::collections::BTreeSet;
@@ -43,14 +41,17 @@ fn drain_but_root(world: &World, m: &Mount) {
     assert!(m.wait(m.fs.drain(Some(Duration::from_millis(100)), &|_| {})).is_err());
 }
 
-#[track_caller]
-fn nothing_is_damaged(world: &World) {
-    let rt = runtime();
-    let l = looker(world, &rt, Arc::new(Known::in_memory()));
-    rt.block_on(l.scrub.check()).unwrap();
-    let finds = l.scrub.report().finds;
-    let bad: Vec<_> = finds.iter().filter(|f| f.what != What::Orphan).collect();
-    assert!(bad.is_empty(), "{bad:?}");
+/// Two machines, the second of which removes `d`, `p/q` and `p`, which are empty as far as it knows.
+fn removed(mode: Mode) -> (World, Mount, Mount) {
+    let (world, a, b) = two(mode, |m| {
+        m.mkdir("d");
+        m.mkdir("p");
+        m.mkdir("p/q");
+    });
+    b.rmdir("d").unwrap();
+    b.rmdir("p/q").unwrap();
+    b.rmdir("p").unwrap();
+    (world, a, b)
 }
 
 #[test]
@@ -82,14 +83,7 @@ fn a_removal_costs_one_index_write_more() {
 #[test]
 fn what_is_made_inside_first_calls_the_removal_off() {
     for mode in MODES {
-        let (world, a, b) = two(mode, |m| {
-            m.mkdir("d");
-            m.mkdir("p");
-            m.mkdir("p/q");
-        });
-        b.rmdir("d").unwrap();
-        b.rmdir("p/q").unwrap();
-        b.rmdir("p").unwrap();
+        let (world, a, b) = removed(mode);
         put_synced(&a, "d/f", &data(1, 1000));
         put_synced(&a, "p/q/f", &data(2, 2000));
         b.drain();
@@ -111,14 +105,7 @@ fn what_is_made_inside_first_calls_the_removal_off() {
 #[test]
 fn what_is_made_inside_afterwards_gets_a_new_directory() {
     for (mode, half) in MODES.into_iter().flat_map(|m| [(m, false), (m, true)]) {
-        let (world, a, b) = two(mode, |m| {
-            m.mkdir("d");
-            m.mkdir("p");
-            m.mkdir("p/q");
-        });
-        b.rmdir("d").unwrap();
-        b.rmdir("p/q").unwrap();
-        b.rmdir("p").unwrap();
+        let (world, a, b) = removed(mode);
         // Frozen and named, or gone altogether.
         if half {
             drain_but_root(&world, &b)

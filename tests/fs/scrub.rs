@@ -220,6 +220,17 @@ fn finds(report: &Report) -> Vec<(What, String)> {
     report.finds.iter().map(|f| (f.what, path(f))).collect()
 }
 
+/// A scrub of the volume by a machine that knows nothing finds orphans at the most.
+#[track_caller]
+pub fn nothing_is_damaged(world: &World) {
+    let rt = runtime();
+    let l = looker(world, &rt, Arc::new(Known::in_memory()));
+    rt.block_on(l.scrub.check()).unwrap();
+    let finds = l.scrub.report().finds;
+    let bad: Vec<_> = finds.iter().filter(|f| f.what != What::Orphan).collect();
+    assert!(bad.is_empty(), "{bad:?}");
+}
+
 #[test]
 fn a_sound_volume_is_read_whole_and_nothing_is_found() {
     for mode in [Mode::Standard, Mode::ZeroKnowledge] {

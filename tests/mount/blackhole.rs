@@ -93,12 +93,6 @@ fn kills(world: &World) {
     }
 }
 
-fn peak_mib(pid: i32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = text.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
-}
-
 #[test]
 fn sixty_four_threads_and_a_store_that_answers_nothing() {
     need_mounts!("sixty_four_threads_and_a_store_that_answers_nothing");
@@ -143,7 +137,7 @@ fn sixty_four_threads_and_a_store_that_answers_nothing() {
         stop.store(true, Ordering::Release);
     });
     longest.check();
-    assert!(peak_mib(mount.pid) < 128 + 100, "{} MiB", peak_mib(mount.pid));
+    assert!(peak(mount.pid) < 128 + 100, "{} MiB", peak(mount.pid));
     // Without a new mount, everything goes on.
     let written = written.into_inner().unwrap();
     for i in 0..READERS {

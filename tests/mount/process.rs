@@ -35,6 +35,13 @@ impl World {
         self.dir.path().join(name)
     }
 
+    /// Kills the process that serves, and waits until it is gone.
+    fn kill(&self) {
+        let pid = self.status()["pid"].as_u64().unwrap();
+        kill("-KILL", pid);
+        until("the process has gone", || !super::world::alive(pid as i32));
+    }
+
     fn mnt(&self) -> PathBuf {
         self.path("mnt")
     }
@@ -258,15 +265,11 @@ fn a_killed_daemon_leaves_what_the_next_mount_cleans_and_goes_on_with() {
     std::io::Write::write_all(&mut &file, &content(4, 300_000)).unwrap();
     file.sync_all().unwrap();
     drop(file);
-    let pid = world.status()["pid"].as_u64().unwrap();
-    kill("-KILL", pid);
-    until("the process has gone", || !super::world::alive(pid as i32));
+    world.kill();
     assert!(std::fs::read_dir(&mnt).is_err(), "a dead mount");
     world.mount(&[]);
     assert_eq!(std::fs::read(mnt.join("f")).unwrap(), content(4, 300_000));
-    let pid = world.status()["pid"].as_u64().unwrap();
-    kill("-KILL", pid);
-    until("the process has gone", || !super::world::alive(pid as i32));
+    world.kill();
     // Nothing was written since.
     let (code, _, err) = world.run(&["unmount", mnt.to_str().unwrap()]);
     assert!(code == 0 && err.contains("nothing waits for an upload"), "{err}");
@@ -283,9 +286,7 @@ fn what_a_killed_daemon_left_is_told_until_it_is_sent() {
     std::io::Write::write_all(&mut &file, &content(4, 300_000)).unwrap();
     file.sync_all().unwrap();
     drop(file);
-    let pid = world.status()["pid"].as_u64().unwrap();
-    kill("-KILL", pid);
-    until("the process has gone", || !super::world::alive(pid as i32));
+    world.kill();
     let (code, text, err) = world.run(&["status", dir]);
     assert!(code == 11 && text.contains("dead: the mount process ended") && text.contains("KiB"), "{text} {err}");
     let all = || serde_json::from_str::<serde_json::Value>(&world.ok(&["status", "--json"])).unwrap();

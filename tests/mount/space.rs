@@ -122,13 +122,6 @@ fn killed_with_the_disk_full() {
     drop(small);
 }
 
-/// Peak memory of a process, MiB.
-fn peak(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
-}
-
 #[test]
 fn memory_stays_bounded_while_a_large_file_passes() {
     need_mounts!("memory_stays_bounded_while_a_large_file_passes");

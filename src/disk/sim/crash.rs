@@ -2,7 +2,6 @@
 
 use super::{FileOp, Inode, Node, State, put};
 use crate::disk::split;
-use crate::error::Result;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -11,7 +10,7 @@ const SECTOR: usize = 512;
 
 impl Inode {
     /// The part of every pending write that lies in `range` becomes durable; the rest stays pending.
-    pub(super) fn sync_range(&mut self, range: Range<u64>) -> Result<()> {
+    pub(super) fn sync_range(&mut self, range: Range<u64>) {
         let pending = std::mem::take(&mut self.pending);
         for op in pending {
             let FileOp::Write(at, data) = op else {
@@ -29,7 +28,6 @@ impl Inode {
                 }
             }
         }
-        Ok(())
     }
 }
 
